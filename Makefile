@@ -1,0 +1,41 @@
+# DAEDALUS. Every target sets up .venv by itself; `make PYTHON=python3.12 test` chooses the Python.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help reproduce test export bench clean
+
+help: ## list the targets (the default)
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
+
+reproduce: $(READY) ## run every notebook at full size; remake results, figures and README.md
+	$(BIN)/daedalus reproduce --profile paper --keep-outputs
+
+test: $(READY) export ## everything CI checks: export, style, every notebook at smoke size, pytest
+	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then \
+	  git diff --exit-code --stat nbs daedalus README.md \
+	  || { echo "Exporting changed these files: stage or commit them."; exit 1; }; \
+	else echo "Not a git checkout: whether the export changed committed files is not checked."; fi
+	$(BIN)/ruff check --quiet --select E4,E7,E9,F,B --ignore E402,E701,B905 daedalus tests setup.py dodo.py
+	$(BIN)/daedalus reproduce --profile smoke
+	$(BIN)/python -m pytest -q tests
+
+export: $(READY) ## write daedalus/*.py and README.md from the notebooks
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+	$(BIN)/python -c "from daedalus.reproduce import make_readme; make_readme()"
+
+bench: $(READY) ## measure the speed of the market engine
+	$(BIN)/daedalus reproduce --profile paper --only 25_speed --force --show
+
+clean: ## remove what was built, .venv included
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find daedalus tests nbs -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "DAEDALUS needs Python 3.11 or newer: try make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[search,dev]'
+	@touch $(READY)

@@ -1,0 +1,31 @@
+"""DAEDALUS: train and judge designers of auction markets among adaptive, adversarial bidders."""
+
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+
+def _compiled_code_folder() -> Path:
+    """Folder of the compiled market engine, named after the library's sources.
+
+    Numba keeps machine code on disk and recompiles a function when its own file changes, but not when a function
+    it calls in another file does. With a folder for each version of the sources, no edit ever meets stale code.
+    """
+    sources = b"".join(path.name.encode() + path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    existing = next(folder for folder in (caches, *caches.parents) if folder.exists())
+    if not caches.is_absolute() or not os.access(existing, os.W_OK):
+        caches = Path(tempfile.gettempdir(), f"user-{os.getuid()}")
+    return caches / "daedalus" / hashlib.sha256(sources).hexdigest()[:16]
+
+
+# A folder that the user chose stays. One that a parent process of ours chose may be of an older version.
+_folder, _chosen = _compiled_code_folder(), os.environ.get("NUMBA_CACHE_DIR")
+if not _chosen or Path(_chosen).parent == _folder.parent:
+    os.environ["NUMBA_CACHE_DIR"] = str(_folder)
+    if "numba" in sys.modules:
+        sys.modules["numba"].config.CACHE_DIR = str(_folder)

@@ -1,0 +1,30 @@
+"""Build the package from the metadata in settings.ini."""
+
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import setup
+
+settings = ConfigParser(delimiters=["="])
+settings.read("settings.ini", encoding="utf-8")
+meta = settings["DEFAULT"]
+
+setup(
+    name=meta["name"],
+    version=meta["version"],
+    description=meta["description"],
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author=meta["author"],
+    keywords=meta["keywords"].split(),
+    license=meta["license"],
+    python_requires=f">={meta['min_python']}",
+    # The committed data travels inside the package, so an installed copy finds it too.
+    packages=["daedalus", "daedalus.data"],
+    package_dir={"daedalus": "daedalus", "daedalus.data": "data"},
+    package_data={"daedalus.data": ["*.json", "results/*.json"]},
+    install_requires=meta["requirements"].split(),
+    extras_require={extra: names.split() for extra, names in settings["extras"].items() if extra not in meta},
+    entry_points={"console_scripts": ["daedalus = daedalus.cli:main"]},
+    zip_safe=False,
+)

@@ -1,0 +1,421 @@
+"""The pipeline: results on disk, the runner of the notebooks, the command line, the notebooks' form."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from daedalus import reproduce, results
+from daedalus.cli import app, says_what_is_wrong
+
+NOTEBOOKS = reproduce.notebooks()
+
+
+def code_cell(name, source, *tags):
+    metadata = {"tags": list(tags)}
+    return dict(cell_type="code", id=name, metadata=metadata, source=source, outputs=[], execution_count=None)
+
+
+@pytest.fixture
+def write_notebook(tmp_path):
+    def write(*cells, name="example"):
+        kernel = dict(display_name="python3", language="python", name="python3")
+        content = dict(cells=list(cells), metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+        return results.write_text(tmp_path / f"{name}.ipynb", json.dumps(content))
+
+    return write
+
+
+@pytest.fixture
+def own_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAEDALUS_RESULTS_DIR", str(tmp_path / "results"))
+    monkeypatch.delenv("DAEDALUS_NOTEBOOK", raising=False)
+    return tmp_path / "results"
+
+
+# Results
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_float_comes_back_with_the_same_bits(tmp_path_factory, number):
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAEDALUS_RESULTS_DIR", str(folder))
+        results.write_result("number", number, {"seed": 0})
+        assert results.read_result("number").hex() == number.hex()
+
+
+def test_a_result_says_where_it_comes_from(own_results, write_notebook, monkeypatch):
+    path = write_notebook(code_cell("defaults", "import daedalus.results", "parameters"), name="30_example")
+    monkeypatch.setenv("DAEDALUS_NOTEBOOK", str(path))
+    results.write_result("table", {"mean": np.float64(0.1), "draws": np.arange(3)}, {"seed": 7, "episodes": 30})
+    record = json.loads((own_results / "table.json").read_text())
+    assert record["value"] == {"mean": 0.1, "draws": [0, 1, 2]}
+    source = record["provenance"]
+    assert source["notebook"] == "30_example"
+    assert source["parameters"] == {"seed": 7, "episodes": 30}
+    assert source["library_hash"] == results.library_hash(["results"]) != results.library_hash()
+    assert set(source["versions"]) == {"python", "numpy", "scipy", "numba"}
+
+
+def test_the_same_result_is_the_same_bytes(own_results):
+    first = results.write_result("table", {"b": 1, "a": [0.1, 0.2]}, {"seed": 0}).read_bytes()
+    assert results.write_result("table", {"b": 1, "a": [0.1, 0.2]}, {"seed": 0}).read_bytes() == first
+
+
+@pytest.mark.parametrize("value", [float("nan"), [np.inf], {"mean": -np.inf}])
+def test_a_result_must_be_finite(own_results, value):
+    with pytest.raises(ValueError, match="'table' holds NaN or infinity"):
+        results.write_result("table", value, {"seed": 0})
+    assert not own_results.exists()
+
+
+def test_a_result_needs_a_seed_and_a_plain_name(own_results):
+    with pytest.raises(ValueError, match="must hold 'seed'"):
+        results.write_result("table", 1, {"episodes": 30})
+    with pytest.raises(ValueError, match="result name '../table'"):
+        results.write_result("../table", 1, {"seed": 0})
+    with pytest.raises(FileNotFoundError, match="no result 'table' yet"):
+        results.read_result("table")
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = results.write_text(tmp_path / "note.txt", "old")
+
+    def interrupted(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        results.write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_smoke_run_reads_the_committed_result_and_does_not_touch_it(own_results, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "data_dir", lambda: tmp_path / "data")
+    committed = results.write_text(tmp_path / "data" / "results" / "mean.json", '{"value": 0.5}')
+    assert results.read_result("mean") == 0.5
+    results.write_result("mean", 0.4, {"seed": 0})
+    assert results.read_result("mean") == 0.4
+    assert committed.read_text() == '{"value": 0.5}'
+
+
+def test_data_may_lie_outside(tmp_path, monkeypatch):
+    monkeypatch.setenv("DAEDALUS_DATA_DIR", str(tmp_path))
+    (tmp_path / "bids.csv").write_text("bid\n")
+    assert results.data_file("bids.csv") == tmp_path / "bids.csv"
+    assert results.data_file("params.json") == results.data_dir() / "params.json"
+    with pytest.raises(FileNotFoundError, match="'none.csv' is in none of"):
+        results.data_file("none.csv")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A library of three modules: `top` imports `base`, and `apart` nothing."""
+    folder = tmp_path / "daedalus"
+    for name, code in (("base", "x = 1"), ("top", "def late():\n    from .base import x"), ("apart", "import numpy")):
+        results.write_text(folder / f"{name}.py", code)
+    monkeypatch.setattr(results, "PACKAGE", folder)
+    monkeypatch.setattr(reproduce, "PACKAGE", folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("code", "modules"),
+    [
+        ("import numpy", []),
+        ("from daedalus.base import x", ["base"]),
+        ("import daedalus.top", ["base", "top"]),
+        ("def late():\n    from daedalus import top", ["base", "top"]),
+        ("import daedalus as dd", ["apart", "base", "top"]),
+        ("from daedalus import simulate", ["apart", "base", "top"]),
+    ],
+)
+def test_modules_are_followed_through_imports(package, code, modules):
+    assert results.modules_used(code) == modules
+
+
+def test_a_notebook_runs_again_when_a_module_below_it_changes(package, write_notebook):
+    path = write_notebook(code_cell("defaults", "from daedalus.top import late", "parameters"))
+    before = reproduce.fingerprint(path, {}, "smoke")
+    results.write_text(package / "apart.py", "import scipy")
+    assert reproduce.fingerprint(path, {}, "smoke") == before
+    results.write_text(package / "base.py", "x = 2")
+    assert reproduce.fingerprint(path, {}, "smoke") != before
+
+
+# The runner
+
+
+@pytest.mark.parametrize("tags", [[], ["parameters", "parameters"]], ids=["none", "two"])
+def test_exactly_one_parameters_cell(write_notebook, tags):
+    path = write_notebook(*[code_cell(f"defaults-{i}", "n = 1", tag) for i, tag in enumerate(tags)])
+    with pytest.raises(reproduce.NotebookError, match=f"has {len(tags)} cells tagged 'parameters'"):
+        reproduce.check_parameters(path, {})
+
+
+def test_an_unknown_parameter_is_refused_before_anything_runs(write_notebook, tmp_path):
+    path = write_notebook(code_cell("defaults", "episodes = 1", "parameters"))
+    with pytest.raises(reproduce.NotebookError, match="no parameter 'episode': its parameters are episodes"):
+        reproduce.run_notebook(path, {"episode": 30}, tmp_path / "out" / "example.ipynb")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_injects_parameters_and_is_the_same_bytes_twice(write_notebook, tmp_path):
+    work = "import sys, random\nprint(n, random.random() < 2, hash('a'))\nprint('bar', file=sys.stderr)\nobject()"
+    path = write_notebook(code_cell("defaults", "n = 1", "parameters"), code_cell("work", work))
+    out = tmp_path / "out" / "example.ipynb"
+    first = reproduce.run_notebook(path, {"n": 4}, out).read_bytes()
+    assert reproduce.run_notebook(path, {"n": 4}, out).read_bytes() == first
+    cells = json.loads(first)["cells"]
+    assert [cell["id"] for cell in cells] == ["defaults", "injected-parameters", "work"]
+    assert "".join(cells[2]["outputs"][0]["text"]).startswith("4 True")
+    assert [file.name for file in out.parent.iterdir()] == ["example.ipynb"]
+
+
+def test_a_failing_notebook_names_its_cell_and_shows_why(write_notebook, tmp_path):
+    path = write_notebook(code_cell("defaults", "n = 0", "parameters"), code_cell("divide-by-n", "1 / n"))
+    out = results.write_text(tmp_path / "out" / "example.ipynb", "the last good run")
+    with pytest.raises(reproduce.NotebookError) as caught:
+        reproduce.run_notebook(path, {}, out)
+    message = str(caught.value)
+    assert message.startswith("example.ipynb failed in cell 'divide-by-n': ZeroDivisionError")
+    assert "1 / n" in message and "\x1b" not in message
+    assert out.read_text() == "the last good run"
+    assert out.with_suffix(".failed.ipynb").exists()
+
+
+def test_a_notebook_that_ends_its_kernel_is_named(write_notebook, tmp_path):
+    path = write_notebook(code_cell("defaults", "import os\nos._exit(3)", "parameters"))
+    with pytest.raises(reproduce.NotebookError, match="example.ipynb failed outside a cell: DeadKernelError"):
+        reproduce.run_notebook(path, {}, tmp_path / "example-out.ipynb")
+
+
+def test_a_run_leaves_the_environment_as_it_was(write_notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("DAEDALUS_RESULTS_DIR", "mine")
+    before = dict(os.environ)
+    show = "import os\nprint(os.environ['DAEDALUS_RESULTS_DIR'])"
+    path = write_notebook(code_cell("defaults", show, "parameters"))
+    executed = reproduce.run_notebook(path, {}, tmp_path / "out.ipynb")
+    assert reproduce.printed(executed).strip() == str(reproduce.BUILD / "results" / "smoke")
+    assert dict(os.environ) == before
+
+
+def test_code_and_parameters_change_a_fingerprint_and_prose_does_not(write_notebook):
+    prose = dict(cell_type="markdown", id="title", metadata={}, source="# Before")
+    path = write_notebook(prose, code_cell("defaults", "n = 1", "parameters"))
+    before = reproduce.fingerprint(path, {}, "smoke")
+    assert reproduce.fingerprint(path, {"n": 2}, "smoke") != before
+    assert reproduce.fingerprint(path, {}, "paper") != before
+    write_notebook(prose | {"source": "# After"}, code_cell("defaults", "n = 1", "parameters"))
+    assert reproduce.fingerprint(path, {}, "smoke") == before
+    write_notebook(prose, code_cell("defaults", "n = 2", "parameters"))
+    assert reproduce.fingerprint(path, {}, "smoke") != before
+
+
+def test_a_result_is_an_input_of_who_reads_it_not_of_who_wrote_it(write_notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path / "data")
+    monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
+    record = json.dumps({"value": 1, "provenance": {"notebook": "writer"}})
+    result = results.write_text(tmp_path / "build" / "results" / "smoke" / "best.json", record)
+    code = 'value = read("best")'
+    reader = write_notebook(code_cell("defaults", code, "parameters"), name="reader")
+    writer = write_notebook(code_cell("defaults", code, "parameters"), name="writer")
+    assert reproduce.inputs(reader, "smoke") == [result]
+    assert reproduce.inputs(writer, "smoke") == []
+    assert reproduce.inputs(reader, "paper") == []
+
+
+def test_data_from_outside_is_an_input(write_notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("DAEDALUS_DATA_DIR", str(tmp_path))
+    bids = results.write_text(tmp_path / "bids.csv", "bid\n")
+    reader = write_notebook(code_cell("defaults", "bids = read('bids.csv')", "parameters"))
+    assert reproduce.inputs(reader, "smoke") == [bids]
+
+
+@pytest.fixture
+def project(write_notebook, tmp_path, monkeypatch):
+    """A project of two notebooks, the second of which fails as long as `broken` exists."""
+    monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(reproduce, "DOIT_CONFIG", {"backend": "json", "dep_file": str(tmp_path / "doit.json")})
+    first = write_notebook(code_cell("defaults", "n = 1", "parameters"), name="30_first")
+    check = "import pathlib\nassert not pathlib.Path('broken').exists()"
+    second = write_notebook(code_cell("defaults", "n = 1", "parameters"), code_cell("check", check), name="31_second")
+    monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: [first, second])
+    return tmp_path
+
+
+def test_a_rerun_resumes_where_the_last_one_failed(project, capfd):
+    (project / "broken").touch()
+    assert reproduce.reproduce("smoke") == 1
+    assert "31_second.ipynb failed in cell 'check': AssertionError" in "".join(capfd.readouterr())
+    assert [line.split()[0] for line in reproduce.listing("smoke")] == ["current", "to"]
+    (project / "broken").unlink()
+    first = project / "build" / "nbs" / "smoke" / "30_first.ipynb"
+    made = first.stat().st_mtime_ns
+    assert reproduce.reproduce("smoke") == 0
+    assert first.stat().st_mtime_ns == made
+    assert [line.split()[0] for line in reproduce.listing("smoke")] == ["current", "current"]
+
+
+def test_outputs_are_kept_and_sources_are_not_touched(write_notebook, tmp_path):
+    path = write_notebook(code_cell("defaults", "n = 1", "parameters"), code_cell("show", "print(n)"))
+    executed = reproduce.run_notebook(path, {"n": 4}, tmp_path / "out.ipynb")
+    sources = [(cell["id"], cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+    assert reproduce.keep_outputs(path, executed)
+    assert not reproduce.keep_outputs(path, executed)
+    kept = json.loads(path.read_text())["cells"]
+    assert [(cell["id"], "".join(cell["source"])) for cell in kept] == sources
+    assert kept[1]["outputs"][0]["text"] == ["4\n"]
+
+
+def test_a_path_of_this_machine_is_not_kept(write_notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "CHECKOUT", tmp_path)
+    path = write_notebook(code_cell("defaults", "import os\nprint(os.getcwd())", "parameters"))
+    executed = reproduce.run_notebook(path, {}, tmp_path / "out.ipynb")
+    with pytest.raises(reproduce.NotebookError, match="cell 'defaults' shows a path of this machine"):
+        reproduce.keep_outputs(path, executed)
+
+
+def test_the_readme_is_the_front_page(write_notebook, tmp_path):
+    shown = code_cell("show", "#| echo: true\nprint(4)") | {
+        "outputs": [dict(output_type="stream", name="stdout", text="4\n")]
+    }
+    path = write_notebook(
+        dict(cell_type="markdown", id="title", metadata={}, source="# Title\n![plot](../paper/figures/plot.png)"),
+        code_cell("defaults", "n = 1", "parameters"),
+        code_cell("hidden", "n = 2", "hide"),
+        shown,
+    )
+    readme = reproduce.make_readme(path, tmp_path / "README.md").read_text()
+    assert "# Title\n![plot](paper/figures/plot.png)\n\n```python\nprint(4)\n```\n\n```text\n4\n```\n" in readme
+    assert "n = " not in readme
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("inference --n-episodes 0", "--n-episodes must be 1 or more, not 0"),
+        ("inference --n-episodes -3", "--n-episodes must be 1 or more, not -3"),
+        ("inference --seed -1", "--seed must be 0 or more, not -1"),
+        ("inference --output no_such_folder/out.json", "output 'no_such_folder/out.json' cannot be written"),
+        ("inference --output .", "output '.' is a folder"),
+        ("search --budget 0", "--budget must be 1 or more, not 0"),
+        ("reproduce --profile huge", "profile 'huge' is unknown: use one of smoke, paper"),
+        ("reproduce --only 99_missing", "notebook '99_missing' is unknown"),
+        ("reproduce --show", "--show needs --only NAME"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, arguments.split())
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"daedalus: {sentence}") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_defect_of_ours_is_not_called_bad_input():
+    with pytest.raises(ValueError, match="could not convert"):
+        says_what_is_wrong(lambda: np.array(["x"]).astype(float))()
+
+
+def test_a_missing_package_is_named():
+    def command():
+        import no_such_package  # noqa: F401
+
+    with pytest.raises(typer.Exit) as done:
+        says_what_is_wrong(command)()
+    assert done.value.exit_code == 1
+
+
+def test_reproducing_needs_a_checkout(tmp_path):
+    with pytest.raises(ValueError, match="there is no folder nbs/"):
+        reproduce.notebooks(tmp_path / "nbs")
+
+
+def test_an_interrupt_says_that_a_rerun_resumes(monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "reproduce", interrupted)
+    done = CliRunner().invoke(app, ["reproduce"])
+    assert done.exit_code == 130
+    assert "run the same command again to resume" in done.stderr
+
+
+# The package
+
+
+def test_the_import_is_light():
+    heavy = ("torch", "transformers", "openenv", "gradio", "fastapi", "nbdev", "papermill")
+    code = f"import sys, daedalus; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def compiled_code_folder(package_folder, **environment):
+    code = "import daedalus, os; print(os.environ['NUMBA_CACHE_DIR'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=package_folder, env=environment
+    )
+    return Path(done.stdout.strip())
+
+
+def test_compiled_code_is_kept_apart_for_each_version_of_the_sources(tmp_path):
+    package = tmp_path / "daedalus"
+    package.mkdir()
+    shutil.copy(results.PACKAGE / "__init__.py", package / "copied.py")
+    init = (results.PACKAGE / "__init__.py").read_text()
+    init = re.split(r"\n(?=from (?:\.|daedalus))", init)[0]
+    (package / "__init__.py").write_text(init)
+    caches = {"XDG_CACHE_HOME": str(tmp_path / "caches")}
+    before = compiled_code_folder(tmp_path, **caches)
+    assert before == compiled_code_folder(tmp_path, **caches)
+    assert before.parent == tmp_path / "caches" / "daedalus"
+    (package / "copied.py").write_text("changed = True\n")
+    after = compiled_code_folder(tmp_path, **caches)
+    assert after != before
+    # A parent process of an older version does not pass its folder on; a user's own choice stays.
+    assert compiled_code_folder(tmp_path, **caches, NUMBA_CACHE_DIR=str(before)) == after
+    assert compiled_code_folder(tmp_path, **caches, NUMBA_CACHE_DIR="mine") == Path("mine")
+
+
+# The notebooks
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_form_of_a_notebook(path):
+    text = path.read_text(encoding="utf-8")
+    notebook = json.loads(text)
+    cells = notebook["cells"]
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) >= (4, 5)
+    ids = [cell["id"] for cell in cells]
+    assert len(set(ids)) == len(ids)
+    assert [name for name in ids if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name)] == []
+    assert [name for name in ids if re.fullmatch(r"[0-9a-f]{8}", name)] == [], "ids must be given, not drawn"
+    reproduce.check_parameters(path, {})
+    for cell in cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("image/png", None)
+    machine = "|".join(("tmp", "root", "work", "home", "Users"))
+    assert re.findall(rf"/(?:{machine})/\S*", json.dumps(notebook)) == []
+
+
+def test_every_parameter_of_a_profile_exists():
+    for profile in reproduce.PROFILES:
+        for path, params in zip(NOTEBOOKS, reproduce.profile_params(profile).values(), strict=True):
+            reproduce.check_parameters(path, params)
