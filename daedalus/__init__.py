@@ -29,3 +29,32 @@ if not _chosen or Path(_chosen).parent == _folder.parent:
     os.environ["NUMBA_CACHE_DIR"] = str(_folder)
     if "numba" in sys.modules:
         sys.modules["numba"].config.CACHE_DIR = str(_folder)
+
+from .bidders import BEHAVIOUR, Behaviour, Population, PopulationError  # noqa: E402
+from .designers import DESIGNERS, FixedDesigner, RandomDesigner, play  # noqa: E402
+from .env import DaedalusEnv, suite  # noqa: E402
+from .evaluate import evaluate, paired, summary, yardsticks  # noqa: E402
+from .market import MarketState, Outcomes, simulate  # noqa: E402
+from .schema import (  # noqa: E402
+    DEFAULT_MECHANISM,
+    INFORMED_GREEDY,
+    Mechanism,
+    MechanismError,
+    Observation,
+    Outcome,
+)
+from .search import best_fixed, oracle  # noqa: E402
+
+__all__ = [
+    "BEHAVIOUR", "BEST_FIXED", "Behaviour", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv", "FixedDesigner",
+    "INFORMED_GREEDY", "MarketState", "Mechanism", "MechanismError", "Observation", "Outcome", "Outcomes", "Population",
+    "PopulationError", "RandomDesigner", "best_fixed", "evaluate", "oracle", "paired", "play", "simulate", "suite",
+    "summary", "yardsticks",
+]
+
+
+def __getattr__(name: str) -> Mechanism:
+    """`BEST_FIXED`, read from the results when it is first asked for."""
+    if name == "BEST_FIXED":
+        return best_fixed()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

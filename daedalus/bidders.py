@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KINDS', 'TRUTHFUL', 'SHADER', 'DROPOUT', 'COLLUDER', 'EXPLOITER', 'ALLOW', 'RESTRICT', 'SUSPECTED', 'CONFIRMED',
            'ARMS', 'FLIP', 'SHILL', 'MOVES', 'BEHAVIOUR', 'NOTHING', 'PRICE_ONLY', 'EVERYTHING', 'SHILL_FROM',
-           'SHILL_TO', 'MAX_BIDDERS', 'shade', 'Behaviour', 'Rules', 'read_rules', 'openness', 'competitive_surplus',
-           'arm_chances', 'draw_arm', 'shader_slopes', 'credit_one_unit', 'settle_one_unit', 'credit_two_units',
-           'feedback', 'update_arms', 'entry_probability', 'monitoring', 'detection', 'ring_resolve', 'flip_payoff',
-           'shill_detection', 'shill_range', 'shill_payoff', 'credit_tricks', 'PopulationError', 'Population']
+           'SHILL_TO', 'MAX_BIDDERS', 'MAX_UNITS', 'Count', 'Units', 'Share', 'shade', 'Behaviour', 'Rules',
+           'read_rules', 'openness', 'competitive_surplus', 'arm_chances', 'draw_arm', 'shader_slopes',
+           'credit_one_unit', 'credit_two_units', 'feedback', 'update_arms', 'entry_probability', 'monitoring',
+           'detection', 'ring_resolve', 'flip_payoff', 'shill_detection', 'shill_range', 'shill_payoff',
+           'credit_tricks', 'PopulationError', 'Population']
 
 # %% ../nbs/02_bidders.ipynb #imports
 import math
@@ -17,7 +18,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from .auction import FIRST_PRICE, SECOND_PRICE, rival_bid
 from .noise import compiled
-from .schema import Record
+from .schema import Record, amount, whole
 
 # %% ../nbs/02_bidders.ipynb #kinds
 KINDS = ("truthful", "shader", "dropout", "colluder", "exploiter")
@@ -43,15 +44,15 @@ class Behaviour(NamedTuple):
     memory: float = 0.95        # Hedge: share of the log-weights that is kept from session to session
     tremble: float = 0.02       # share of sessions in which a bidder tries an arm at random
     rate: float = 0.3           # how fast shared beliefs (outlook, price, ring gain and trust) follow what is seen
-    entry_cost: float = 0.75    # a dropout's cost of entry, relative to the competitive surplus
+    entry_cost: float = 0.8     # a dropout's cost of entry, relative to the competitive surplus
     entry_noise: float = 0.05   # spread of that cost, same unit
-    second_hand: float = 0.7    # worth of a returned unit to its second buyer, relative to a new one
+    second_hand: float = 0.9    # worth of a returned unit to its second buyer, relative to a new one
     resale: float = 1.2         # best resale offer, relative to the highest value
     kickback: float = 0.3       # a shill's share of the rise in price that it causes
     power: float = 0.5          # chance that an audit with good evidence finds a guilty bidder
-    false_alarm: float = 0.025  # chance that an audit on suspicion fines an innocent one
-    restriction: float = 0.25   # share of a ring's meetings that `restrict` prevents
-    fee: float = 0.03           # what complying with `restrict` or `penalize_confirmed` costs, in competitive surplus
+    false_alarm: float = 0.05   # chance that an audit on suspicion fines an innocent one
+    restriction: float = 0.5    # share of a ring's meetings that `restrict` prevents
+    fee: float = 0.02           # what complying with `restrict` or `penalize_confirmed` costs, in competitive surplus
 
 
 BEHAVIOUR = Behaviour()
@@ -149,32 +150,12 @@ def credit_one_unit(
     rival,   # highest rival bid
     rules,   # Rules
 ):
-    "Credit every arm with what it would have earned on a one-unit lot; `settle_one_unit` turns increments into payoffs."
-    reserve, first = rules.reserve, rules.auction_type == FIRST_PRICE
-    if rules.public_reserve and rival < reserve and value >= reserve:
-        if not first: credit[bidder, 0] += value - reserve
-        else:
-            before = 0.0
-            for arm in range(ARMS - 1):
-                now = (value - max(shade(arm) * value, reserve)) / (1 - shade(arm))
-                credit[bidder, arm] += now - before
-                before = now
-        return
-    price = max(rival, reserve)
-    if value <= price: return
-    arm = max(0, int((price / value - 0.5) * 20 + 1))
-    if arm < ARMS: credit[bidder, arm] += value if first else value - price
-
-@compiled
-def settle_one_unit(
-    credit, # float [>= ARMS]: increments in, payoffs out
-    first,  # is it a first-price auction
-):
-    "Turn what `credit_one_unit` collected into the payoff of each arm."
-    total = 0.0
+    "Credit every arm with what it would have earned on a one-unit lot."
+    first, price = rules.auction_type == FIRST_PRICE, max(rival, rules.reserve)
     for arm in range(ARMS):
-        total += credit[arm]
-        credit[arm] = total * (1 - shade(arm)) if first else total
+        bid = shade(arm) * value
+        if rules.public_reserve and value >= rules.reserve: bid = max(bid, rules.reserve)
+        if bid > rival and bid >= rules.reserve: credit[bidder, arm] += value - (bid if first else price)
 
 # %% ../nbs/02_bidders.ipynb #two-unit-gain
 @compiled
@@ -344,7 +325,10 @@ def credit_tricks(
     credit[bidder, SHILL] += shill_payoff(base, beat, start, stop, n_items, behaviour.kickback)
 
 # %% ../nbs/02_bidders.ipynb #population
-MAX_BIDDERS = 64
+MAX_BIDDERS, MAX_UNITS = 64, 8
+Count = whole(0, MAX_BIDDERS)
+Units = whole(1, MAX_UNITS)
+Share = amount(1)
 
 class PopulationError(ValueError):
     "Bidders that are no population: one sentence says which field, what is allowed, and what was found."
@@ -352,16 +336,16 @@ class PopulationError(ValueError):
 class Population(Record):
     "Who bids, and for what: counts of bidders by type and the market's few parameters; immutable, hashable, always valid."
     refusal = PopulationError
-    truthful: int = Field(0, ge=0, le=MAX_BIDDERS, strict=True, description="bidders that bid their value")
-    shader: int = Field(0, ge=0, le=MAX_BIDDERS, strict=True, description="bidders that learn how much to shade")
-    dropout: int = Field(0, ge=0, le=MAX_BIDDERS, strict=True, description="shaders that stay away when entry does not pay")
-    colluder: int = Field(0, ge=0, le=MAX_BIDDERS, strict=True, description="members of one ring")
-    exploiter: int = Field(0, ge=0, le=MAX_BIDDERS, strict=True, description="shaders that also flip and shill")
-    n_items: int = Field(1, ge=1, le=8, strict=True, description="identical units in each lot")
-    value_low: float = Field(0.3, ge=0, le=1, description="lowest value of a first unit")
-    value_high: float = Field(1.0, ge=0, le=1, description="highest value of a first unit")
-    second_unit: float = Field(0.8, ge=0, le=1, description="worth of a second unit relative to the first; 0: unit demand")
-    return_rate: float = Field(0.15, ge=0, le=1, description="chance that a unit turns out to be worthless to its buyer")
+    truthful: Count = Field(0, description="bidders that bid their value")
+    shader: Count = Field(0, description="bidders that learn how much to shade")
+    dropout: Count = Field(0, description="shaders that stay away when entry does not pay")
+    colluder: Count = Field(0, description="members of one ring")
+    exploiter: Count = Field(0, description="shaders that also flip and shill")
+    n_items: Units = Field(1, description="identical units in each lot")
+    value_low: Share = Field(0.3, description="lowest value of a first unit")
+    value_high: Share = Field(1.0, description="highest value of a first unit")
+    second_unit: Share = Field(0.7, description="worth of a second unit relative to the first; 0: unit demand")
+    return_rate: Share = Field(0.15, description="chance that a unit turns out to be worthless to its buyer")
 
     @model_validator(mode="after")
     def _possible(self):
@@ -389,7 +373,7 @@ class Population(Record):
         stage: int, # 0 to 4
     ) -> "Population":
         "The published curriculum: eight bidders, one unit; each stage turns two more truthful bidders into the next type."
-        if stage not in range(5): raise PopulationError(f"stage must be 0, 1, 2, 3 or 4, not {stage!r}")
+        if isinstance(stage, bool) or stage not in range(5): raise PopulationError(f"stage must be 0, 1, 2, 3 or 4, not {stage!r}")
         return cls(truthful=8 - 2 * stage, **{kind: 2 for kind in KINDS[1:stage + 1]})
 
     @classmethod

@@ -79,11 +79,9 @@ def inference(
     if seed < 0:
         raise ValueError(f"--seed must be 0 or more, not {seed}")
     check_output(output)
-    from daedalus import evaluate
+    from daedalus.evaluate import inference as run
 
-    evaluate.inference(
-        n_episodes=n_episodes, baseline=baseline, repo_id=repo_id, output=output, seed=seed, suite=suite
-    )
+    run(n_episodes=n_episodes, baseline=baseline, repo_id=repo_id, output=output, seed=seed, suite=suite)
 
 # %% ../nbs/14_cli.ipynb #search
 @app.command()

@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['OPEN_SEED', 'OPEN_SIZE', 'SUITES', 'RECENT', 'PUBLISHED_FEATURES', 'FEATURES', 'draw_open_suite', 'suite',
            'draw_training_population', 'curriculum', 'Episodes', 'open_episodes', 'EpisodeError', 'play_step',
-           'observe', 'outcome_of', 'DaedalusEnv', 'features', 'gym_env']
+           'observe', 'outcome_of', 'DaedalusEnv', 'features', 'mechanism_of_action', 'gym_env']
 
 # %% ../nbs/05_env.ipynb #imports
 import json
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .bidders import MAX_BIDDERS, Population
+from .bidders import KINDS, MAX_BIDDERS, Population
 from .market import SCORES, SIGNALS, MarketState, Outcomes, open_market, step
 from .results import data_dir
-from .schema import DEFAULT_MECHANISM, DOMAIN, FIELDS, Mechanism, Observation, Outcome, RecentOutcome
+from .schema import (
+    DEFAULT_MECHANISM, DOMAIN, FIELDS, Mechanism, MechanismError, Observation, Outcome, RecentOutcome)
 
 if TYPE_CHECKING:
     import gymnasium
@@ -27,10 +29,26 @@ if TYPE_CHECKING:
 OPEN_SEED, OPEN_SIZE = 20261123, 20  # the draw of the `open` suite
 
 
+def _apportion(
+    shares: np.ndarray,  # [types], adding up to 1
+    bidders: int,
+) -> list[int]:  # adding up to `bidders`
+    """Whole numbers in given proportions; the largest remainders are rounded up."""
+    counts = np.floor(shares * bidders).astype(int)
+    counts[np.argsort(counts - shares * bidders, kind="stable")[:bidders - counts.sum()]] += 1
+    return counts.tolist()
+
+
 def draw_open_suite() -> list[Population]:
-    """The draw that filled `data/open_suite.json`: one random stream for each population, all spawned by one seed."""
-    streams = np.random.SeedSequence(OPEN_SEED).spawn(OPEN_SIZE)
-    return [Population.random(np.random.default_rng(stream)) for stream in streams]
+    """The draw that filled `data/open_suite.json`: populations spread evenly over the open distribution."""
+    from scipy.stats import qmc
+
+    populations = []
+    for size, items, *types in qmc.LatinHypercube(2 + len(KINDS), rng=OPEN_SEED).random(OPEN_SIZE):
+        exponentials, bidders = -np.log1p(-np.array(types)), 4 + int(9 * size)
+        counts = _apportion(exponentials / exponentials.sum(), bidders)
+        populations.append(Population(n_items=1 + int(3 * items), **dict(zip(KINDS, counts))))
+    return populations
 
 # %% ../nbs/05_env.ipynb #open-suite
 @cache
@@ -139,7 +157,7 @@ def play_step(
     Raises EpisodeError when the episodes are over, and ValueError for what is not a mechanism.
     """
     if episodes.done:
-        raise EpisodeError(f"the episode is over after {episodes.episode_length} steps: reset starts another")
+        raise EpisodeError(f"the episode is over at step {episodes.episode_length}: reset starts another")
     market = episodes.market.copy()
     outcomes = step(market, mechanisms)
     played = (mechanisms,) * len(market.key) if isinstance(mechanisms, Mechanism) else tuple(mechanisms)
@@ -166,7 +184,7 @@ def _observation(
         round_number=episodes.round_number,
         episode_length=episodes.episode_length,
         market_outcomes=tuple(RecentOutcome(**_row(past, RecentOutcome.model_fields, at)) for past in episodes.recent),
-        signals=dict(zip(SIGNALS, last.signals[at].tolist())),
+        signals=dict(zip(SIGNALS, last.signals[at].tolist(), strict=True)),
         mechanism=episodes.mechanisms[at],
         reward=float(last.reward[at]) if episodes.round_number else None,
         done=episodes.done)
@@ -204,7 +222,7 @@ class DaedalusEnv:
         episode: int = 0,  # from 0: which of that seed's episodes
     ) -> Observation:
         """Open an episode; the observation shows how the warm-up went."""
-        self._episodes = open_episodes(self.population, [(seed, episode)], self.episode_length)
+        self._episodes = open_episodes([self.population], [(seed, episode)], self.episode_length)
         return self.observe()
 
     def step(
@@ -271,6 +289,19 @@ def features(
         raise ValueError(f"features: the observation has no {', '.join(missing)}; it has {', '.join(known)}")
     return np.array([known[name] for name in names])
 
+# %% ../nbs/05_env.ipynb #action
+def mechanism_of_action(
+    action: Mapping,  # by field: choices and switches as their index in DOMAIN, amounts as they are
+) -> Mechanism:
+    """The mechanism that an action of `gym_env` stands for.
+
+    Raises MechanismError for an action that is none.
+    """
+    if not isinstance(action, Mapping) or action.keys() != set(FIELDS):
+        levers = ", ".join(FIELDS)
+        raise MechanismError(f"an action must be a dict with the entries {levers}, not {reprlib.repr(action)}")
+    return Mechanism.from_array([float(action[name]) for name in FIELDS])
+
 # %% ../nbs/05_env.ipynb #gym-class
 @cache
 def _gym_class() -> type:
@@ -286,9 +317,9 @@ def _gym_class() -> type:
 
         def __init__(self, population: Population, episode_length: int):
             self.env, self._key = DaedalusEnv(population, episode_length), None
-            self.action_space = spaces.Dict({
-                name: spaces.Discrete(len(domain)) if isinstance(domain, tuple) else spaces.Box(0, domain, (), np.float64)
-                for name, domain in DOMAIN.items()})
+            levers = {name: spaces.Box(0, domain, (), np.float64) if isinstance(domain, float)
+                      else spaces.Discrete(len(domain)) for name, domain in DOMAIN.items()}
+            self.action_space = spaces.Dict(levers)
             self.observation_space = spaces.Box(0, MAX_BIDDERS, (len(FEATURES),), np.float64)
 
         def reset(self, *, seed=None, options=None):
@@ -302,7 +333,7 @@ def _gym_class() -> type:
             return features(self.env.reset(*self._key)), dict(self.env.outcome)
 
         def step(self, action):
-            observation = self.env.step(Mechanism.from_array([float(action[name]) for name in FIELDS]))
+            observation = self.env.step(mechanism_of_action(action))
             return features(observation), observation.reward, observation.done, False, dict(self.env.outcome)
 
     return GymEnv

@@ -23,7 +23,7 @@ from .auction import FIRST_PRICE, count_bids, insert_bid, rival_bid, unit_price
 from .bidders import (
     ARMS, BEHAVIOUR, COLLUDER, CONFIRMED, DROPOUT, EXPLOITER, FLIP, MOVES, NOTHING, PRICE_ONLY, RESTRICT, SHILL,
     SUSPECTED, ALLOW, TRUTHFUL, Behaviour, Population, arm_chances, competitive_surplus, credit_one_unit, credit_tricks,
-    credit_two_units, detection, draw_arm, entry_probability, feedback, read_rules, ring_resolve, settle_one_unit, shade,
+    credit_two_units, detection, draw_arm, entry_probability, feedback, read_rules, ring_resolve, shade,
     shader_slopes, shill_detection, shill_range, update_arms)
 from .noise import compiled, fill_uniforms
 from .rewards import fairness, stability
@@ -93,26 +93,28 @@ def _aligned(
     what: str,  # name, for the error
 ) -> list:
     "One value for each market; ValueError if the lengths do not fit."
-    values = [values] * batch if isinstance(values, single) else list(values)
+    values = [values] * batch if isinstance(values, single) else values
+    if not isinstance(values, Sequence): raise ValueError(f"{what} must be a {single.__name__} or a sequence of them, not {values!r}")
     if len(values) != batch:
         raise ValueError(f"{what} must be one for all or one for each of the {batch} markets, not {len(values)}")
-    wrong = next((value for value in values if not isinstance(value, single)), None)
-    if wrong is not None: raise ValueError(f"{what} must hold {single.__name__} objects, not {wrong!r}")
+    wrong = [value for value in values if not isinstance(value, single)]
+    if wrong: raise ValueError(f"{what} must hold {single.__name__} objects, not {wrong[0]!r}")
     return values
 
 
 def _keys(
     seeds,      # int, [batch], or [batch, 2] of (seed, episode)
-    batch: int, # markets
+    batch: int | None, # markets; None: as many as there are seeds
 ) -> np.ndarray: # uint64 [batch, 2]
     "Seeds as keys; a seed s alone stands for (s, episode 0)."
-    keys = np.atleast_1d(np.asarray(seeds))
+    try: keys = np.atleast_1d(np.asarray(seeds))
+    except ValueError: raise ValueError(f"seeds must be an array, not the ragged {seeds!r}") from None
     if keys.dtype.kind not in "iu" or (keys < 0).any():
         raise ValueError(f"seeds must be whole numbers from 0, not {keys.ravel()[:3].tolist()}")
     if keys.ndim == 1: keys = np.stack([keys, np.zeros_like(keys)], 1)
-    if keys.ndim != 2 or keys.shape[1] != 2 or len(keys) not in (1, batch):
-        raise ValueError(f"seeds must be one for all or one for each of the {batch} markets, or pairs (seed, episode), not an array of shape {np.shape(seeds)}")
-    return np.array(np.broadcast_to(keys, (batch, 2)), np.uint64)
+    if keys.ndim != 2 or keys.shape[1] != 2 or len(keys) not in (1, batch or len(keys)):
+        raise ValueError(f"seeds must be one for all or one for each of the {batch or len(keys)} markets, or pairs (seed, episode), not an array of shape {np.shape(seeds)}")
+    return np.array(np.broadcast_to(keys, (batch or len(keys), 2)), np.uint64)
 
 # %% ../nbs/04_market.ipynb #new-market
 def new_market(
@@ -120,7 +122,7 @@ def new_market(
     seeds,         # int from 0, or [batch] of them, or [batch, 2] of (seed, episode)
 ) -> MarketState:
     "Markets before their first session: no bidder has learned anything, and the ring does not trust yet."
-    batch = len(np.atleast_1d(seeds)) if isinstance(populations, Population) else len(populations)
+    batch = len(populations) if isinstance(populations, Sequence) else len(_keys(seeds, None))
     populations = _aligned(populations, Population, batch, "populations")
     kind = np.full((batch, max((p.bidders for p in populations), default=1)), -1)
     for row, p in zip(kind, populations): row[:p.bidders] = p.kinds()
@@ -506,7 +508,6 @@ def learn_arms(
     first, known = rules.auction_type == FIRST_PRICE, feedback(rules)
     for i in range(market.n):
         if floor.kind[i] == TRUTHFUL: continue
-        if market.items == 1: settle_one_unit(floor.credit[i], first)
         floor.credit[i, SHILL] -= market.stake * rules.shill_penalty * shill_detection(rules, behaviour)
         if known == NOTHING and floor.arm[i] >= ARMS: floor.credit[i, floor.arm[i]] = floor.net[i]
         arms = MOVES if floor.kind[i] == EXPLOITER else ARMS
@@ -612,6 +613,15 @@ def play(
             state.round[b] += 1
 
 # %% ../nbs/04_market.ipynb #advance
+def _check_count(
+    count: int,
+    what: str, # name, for the error
+) -> None:
+    "ValueError unless `count` is a whole number of at least 1."
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+        raise ValueError(f"{what} must be a whole number of at least 1, not {count!r}")
+
+
 def advance(
     state: MarketState,    # changed in place
     mechanisms: Mechanism | Sequence[Mechanism], # one for all, or one for each market
@@ -619,7 +629,7 @@ def advance(
     behaviour: Behaviour = BEHAVIOUR,
 ) -> np.ndarray:           # float [batch, rounds, METRICS]
     "Post a mechanism in each market and play some rounds."
-    if rounds < 1: raise ValueError(f"rounds must be at least 1, not {rounds}")
+    _check_count(rounds, "rounds")
     batch = len(state.key)
     scores = np.empty((batch, rounds, len(METRICS)))
     if batch: play(state, mechanisms_to_array(_aligned(mechanisms, Mechanism, batch, "mechanisms")), behaviour, make_floor(state, rounds), scores)
@@ -678,11 +688,11 @@ def simulate(
     behaviour: Behaviour = BEHAVIOUR,
 ) -> Outcomes:       # arrays [batch, steps]
     "Play whole episodes, each under one mechanism from its first step to its last."
-    if steps < 1: raise ValueError(f"steps must be at least 1, not {steps}")
-    single = {Mechanism: mechanisms, Population: populations}
-    batch = max([len(np.atleast_1d(seeds))] + [len(values) for kind, values in single.items() if not isinstance(values, kind)])
+    _check_count(steps, "steps")
+    keys = _keys(seeds, None)
+    batch = max(len(keys), *(len(values) for values in (mechanisms, populations) if isinstance(values, Sequence)), 1)
     mechanisms, populations = _aligned(mechanisms, Mechanism, batch, "mechanisms"), _aligned(populations, Population, batch, "populations")
-    keys, chunks = _keys(seeds, batch), []
+    keys, chunks = _keys(keys, batch), []
     for at in range(0, batch, CHUNK):
         now = slice(at, at + CHUNK)
         state, _ = open_market(populations[now], keys[now], behaviour)

@@ -354,7 +354,8 @@ def make_readme(
             parts.append(cell.source.replace("](../", "]("))
         else:
             code = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
-            parts.append(f"```python\n{code}\n```")
+            if "output-only" not in cell.metadata.get("tags", []):
+                parts.append(f"```python\n{code}\n```")
             for output in filter(_text, cell.outputs):
                 markdown = "text/markdown" in output.get("data", {})
                 parts.append(_text(output) if markdown else f"```text\n{_text(output)}\n```")

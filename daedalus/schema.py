@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['AUCTION_TYPES', 'COALITION_POLICIES', 'MAX_RESERVE', 'MAX_PENALTY', 'Switch', 'Number', 'LONGEST_OBJECT',
-           'DEEPEST_BREAK', 'DOMAIN', 'FIELDS', 'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'SYSTEM_PROMPT', 'Record',
-           'MechanismFields', 'MechanismError', 'Mechanism', 'mechanisms_to_array', 'Outcome', 'RecentOutcome',
-           'Observation']
+           'DEEPEST_BREAK', 'DOMAIN', 'FIELDS', 'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'SYSTEM_PROMPT', 'amount',
+           'whole', 'Record', 'MechanismFields', 'MechanismError', 'Mechanism', 'mechanisms_to_array', 'Outcome',
+           'RecentOutcome', 'Observation']
 
 # %% ../nbs/00_schema.ipynb #schema-imports
 import json
@@ -36,18 +36,19 @@ Switch = Annotated[bool, Field(strict=True), BeforeValidator(_plain)]
 Number = Annotated[float, Field(strict=True), BeforeValidator(_plain)]
 
 # %% ../nbs/00_schema.ipynb #types-range
-def _amount(
+def amount(
     high: float,  # largest value allowed
 ) -> type:
     "The type of a number from 0 to `high`."
     return Annotated[float, Field(strict=True, ge=0, le=high), AfterValidator(abs), BeforeValidator(_plain)]
 
 
-def _count(
+def whole(
     low: int,  # smallest value allowed
+    high: int | None = None,  # largest value allowed; None: any
 ) -> type:
-    "The type of a whole number of at least `low`."
-    return Annotated[int, Field(strict=True, ge=low), BeforeValidator(_plain)]
+    "The type of a whole number from `low` to `high`."
+    return Annotated[int, Field(strict=True, ge=low, le=high), BeforeValidator(_plain)]
 
 # %% ../nbs/00_schema.ipynb #allowed
 def _allowed(
@@ -184,15 +185,15 @@ def _candidates(
 class MechanismFields(Record):
     "The eleven fields of a mechanism in the published order, with their ranges and defaults."
     auction_type: Literal[AUCTION_TYPES] = Field('second_price', description='who wins and what winners pay')
-    reserve_price: _amount(MAX_RESERVE) = Field(0.10, description='lowest price at which a unit is sold')
+    reserve_price: amount(MAX_RESERVE) = Field(0.10, description='lowest price at which a unit is sold')
     reveal_reserve: Switch = Field(False, description='bidders know the reserve price when they bid')
     reveal_competing_bids: Switch = Field(False, description='bidders see every bid afterwards')
     reveal_winner_identity: Switch = Field(False, description='bidders see who won')
     reveal_clearing_price: Switch = Field(True, description='bidders see the price at which a unit sold')
     reveal_bid_distribution: Switch = Field(False, description='bidders see the bids without the names')
-    shill_penalty: _amount(MAX_PENALTY) = Field(0.0, description='fine for a false bid that is not meant to win')
-    withdrawal_penalty: _amount(MAX_PENALTY) = Field(0.0, description='fine for handing back a unit after winning it')
-    collusion_penalty: _amount(MAX_PENALTY) = Field(0.0, description='fine for bidding as a ring, if the policy fines')
+    shill_penalty: amount(MAX_PENALTY) = Field(0.0, description='fine for a false bid that is not meant to win')
+    withdrawal_penalty: amount(MAX_PENALTY) = Field(0.0, description='fine for handing back a unit after winning it')
+    collusion_penalty: amount(MAX_PENALTY) = Field(0.0, description='fine for bidding as a ring, if the policy fines')
     coalition_policy: Literal[COALITION_POLICIES] = Field('allow', description='what is done about rings')
 
 # %% ../nbs/00_schema.ipynb #domain
@@ -302,19 +303,19 @@ def mechanisms_to_array(
 # %% ../nbs/00_schema.ipynb #outcome
 class Outcome(Record):
     "The scores of one step, each a mean over its scored rounds."
-    welfare: _amount(1) = Field(description='realised value over the best achievable value')
-    fairness: _amount(1) = Field(description="evenness of the bidders' gains")
-    participation: _amount(1) = Field(description='share of bidders that placed a valid bid of their own')
-    stability: _amount(1) = Field(description='steadiness of welfare over recent rounds')
-    reward: _amount(1) = Field(description='mean over rounds of the product of the four scores')
+    welfare: amount(1) = Field(description='realised value over the best achievable value')
+    fairness: amount(1) = Field(description="evenness of the bidders' gains")
+    participation: amount(1) = Field(description='share of bidders that placed a valid bid of their own')
+    stability: amount(1) = Field(description='steadiness of welfare over recent rounds')
+    reward: amount(1) = Field(description='mean over rounds of the product of the four scores')
     revenue: Number = Field(description='mean revenue per lot, in units of the highest possible value')
 
 
 class RecentOutcome(Record):
     "The three scores of a past step that a designer gets to see."
-    welfare: _amount(1) = Field(description='realised value over the best achievable value')
-    fairness: _amount(1) = Field(description="evenness of the bidders' gains")
-    participation: _amount(1) = Field(description='share of bidders that placed a valid bid of their own')
+    welfare: amount(1) = Field(description='realised value over the best achievable value')
+    fairness: amount(1) = Field(description="evenness of the bidders' gains")
+    participation: amount(1) = Field(description='share of bidders that placed a valid bid of their own')
 
 # %% ../nbs/00_schema.ipynb #system-prompt
 SYSTEM_PROMPT = ('You are the referee of an auction market. Read the observation and answer with one JSON object '
@@ -330,13 +331,13 @@ def _digits(
 # %% ../nbs/00_schema.ipynb #observation
 class Observation(Record):
     "What a designer sees before it writes the next mechanism, and what the environment says of the last one."
-    round_number: _count(0) = Field(description='steps played so far in this episode')
-    episode_length: _count(1) = Field(description='steps in an episode')
+    round_number: whole(0) = Field(description='steps played so far in this episode')
+    episode_length: whole(1) = Field(description='steps in an episode')
     market_outcomes: tuple[RecentOutcome, ...] = Field((), description='recent outcomes, oldest first')
     signals: dict[Annotated[str, Field(pattern='^[a-z][a-z0-9_]*$')], Number] | None = Field(
         None, description='population signals by name; none in the published observation')
     mechanism: Mechanism | None = Field(None, description='the mechanism played last')
-    reward: _amount(1) | None = Field(None, description='reward of the last step')
+    reward: amount(1) | None = Field(None, description='reward of the last step')
     done: Switch = Field(False, description='the episode is over')
 
     def published(self) -> 'Observation':

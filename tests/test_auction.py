@@ -114,14 +114,14 @@ def allocations(n, n_items):
 
 def best_total(bids, n_items, reserve):
     "The highest total bid, where the seller keeps what is left at `reserve` a unit."
-    return max(sum(won(b, k) for b, k in zip(bids, split)) + reserve * (n_items - sum(split))
+    return max(sum(won(b, k) for b, k in zip(bids, split, strict=True)) + reserve * (n_items - sum(split))
                for split in allocations(len(bids), n_items))
 
 
 @given(lots, auctions, units_for_sale, money)
 def test_the_allocation_has_the_highest_total_bid(bids, auction_type, n_items, reserve):
     units, _ = clear_lot(bids, auction_type, n_items, reserve)
-    total = sum(won(b, k) for b, k in zip(bids, units)) + reserve * (n_items - sum(units))
+    total = sum(won(b, k) for b, k in zip(bids, units, strict=True)) + reserve * (n_items - sum(units))
     assert sum(units) <= n_items and total == best_total(bids, n_items, reserve)
 
 
@@ -149,7 +149,7 @@ def test_vcg_is_the_uniform_price_for_unit_demand(bids, n_items, reserve):
 @given(lots, auctions, units_for_sale, money)
 def test_winners_pay_from_the_reserve_to_what_they_bid(bids, auction_type, n_items, reserve):
     units, payments = clear_lot(bids, auction_type, n_items, reserve)
-    for bid, k, paid in zip(bids, units, payments):
+    for bid, k, paid in zip(bids, units, payments, strict=True):
         assert reserve * k <= paid <= won(bid, k)
 
 
@@ -157,7 +157,7 @@ def test_winners_pay_from_the_reserve_to_what_they_bid(bids, auction_type, n_ite
 def test_no_format_charges_more_than_first_price_nor_less_than_vcg(bids, n_items, reserve):
     first, second, vcg = (clear_lot(bids, auction_type, n_items, reserve) for auction_type in AUCTION_TYPES)
     assert first[0] == second[0] == vcg[0]
-    assert all(a >= b >= c for a, b, c in zip(first[1], second[1], vcg[1]))
+    assert all(a >= b >= c for a, b, c in zip(first[1], second[1], vcg[1], strict=True))
 
 
 @given(lots, auctions, units_for_sale, money, money)

@@ -15,7 +15,7 @@ from daedalus.bidders import BEHAVIOUR, KINDS, MAX_BIDDERS, MOVES, Population, P
 from daedalus.market import LOTS, METRICS, SCORES, SIGNALS, MarketState, advance, new_market, open_market, simulate, step
 from daedalus.noise import fill_uniforms
 from daedalus.rewards import fairness, stability
-from daedalus.schema import AUCTION_TYPES, COALITION_POLICIES, DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism
+from daedalus.schema import AUCTION_TYPES, DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism
 
 mechanisms = st.builds(Mechanism, **{name: st.floats(0, domain) if isinstance(domain, float) else st.sampled_from(domain)
                                      for name, domain in DOMAIN.items()})
@@ -65,7 +65,7 @@ def test_two_processes_give_the_bits_of_one():
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         parts = pool.starmap(simulate, [(rules[part], who[part], seeds[part], 2) for part in half])
     whole = simulate(rules, who, seeds, steps=2)
-    assert all(same(rows(whole, part), found) for part, found in zip(half, parts))
+    assert all(same(rows(whole, part), found) for part, found in zip(half, parts, strict=True))
 
 
 INTERPRETED = """
@@ -150,7 +150,7 @@ def test_an_episode_is_its_warm_up_and_its_steps():
     rules, who, seeds = mixed(30)
     state, _ = open_market(who, seeds)
     steps = [step(state, rules) for _ in range(3)]
-    assert same(simulate(rules, who, seeds, steps=3), [np.stack(fields, 1) for fields in zip(*steps)])
+    assert same(simulate(rules, who, seeds, steps=3), [np.stack(fields, 1) for fields in zip(*steps, strict=True)])
 
 
 def test_a_state_depends_on_the_sessions_played_and_not_on_how_they_are_grouped():
@@ -187,7 +187,7 @@ def test_every_market_has_defined_scores(rules, who, seed):
     state = new_market(who, seed)
     scores = advance(state, rules, 8)[0]
     assert np.isfinite(scores).all() and all(np.isfinite(array).all() for array in state)
-    named = dict(zip(METRICS, scores.T))
+    named = dict(zip(METRICS, scores.T, strict=True))
     for name in (*SCORES[:5], "silence", "returns", "unsold", "gap", "shading", "trust"):
         assert (0 <= named[name]).all() and (named[name] <= 1).all(), name
     assert (named["revenue"] >= 0).all() and (named["price"] >= 0).all() and (named["dispersion"] >= 0).all()

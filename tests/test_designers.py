@@ -1,0 +1,219 @@
+"Designers: the same answer alone and in a batch, draws that cover the space, and a learner that learns."
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from daedalus.bidders import Population
+from daedalus.designers import (
+    DESIGNERS, ContextualDesigner, Designer, FixedDesigner, KernelRidge, RandomDesigner, explore, holding_rewards,
+    informed_greedy, play)
+from daedalus.env import (
+    FEATURES, PUBLISHED_FEATURES, DaedalusEnv, draw_training_population, observe, open_episodes, play_step, suite)
+from daedalus.market import SCORES, simulate
+from daedalus.schema import DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, Mechanism, Observation, RecentOutcome
+
+STAGES = suite("stages")
+MIXED = STAGES + suite("open")
+KEYS = [(2, i) for i in range(len(MIXED))]
+scores = st.floats(0, 1)
+outcomes = st.builds(RecentOutcome, welfare=scores, fairness=scores, participation=scores)
+observations = st.builds(Observation, round_number=st.integers(0, 9), episode_length=st.just(10),
+                         market_outcomes=st.lists(outcomes, max_size=3))
+
+
+@pytest.fixture(scope="module")
+def learned():
+    "A designer that learned from a few populations, and what it learned from."
+    library = [INFORMED_GREEDY, *(Mechanism.random(seed) for seed in range(4))]
+    rng = np.random.default_rng(0)
+    populations = [draw_training_population(rng) for _ in range(60)]
+    return ContextualDesigner.fit(library, *explore(library, populations, [(1, i) for i in range(60)], rng))
+
+
+# Alone or in a batch
+
+def test_a_designer_answers_alone_as_in_a_batch(learned):
+    episodes = open_episodes(MIXED, KEYS)
+    for _ in range(3):
+        seen = observe(episodes)
+        for designer in (*DESIGNERS.values(), learned):
+            answers = designer.design_batch(seen)
+            assert answers == [designer(observation) for observation in seen]
+            assert answers == designer.design_batch(seen[::-1])[::-1]
+        episodes = play_step(episodes, learned.design_batch(seen))
+
+
+def test_a_designer_may_be_asked_for_nothing(learned):
+    assert all(designer.design_batch([]) == [] for designer in (*DESIGNERS.values(), learned))
+
+
+@pytest.mark.parametrize("name", DESIGNERS)
+def test_playing_together_is_playing_one_by_one(name):
+    together = play(DESIGNERS[name], MIXED, KEYS, steps=3)
+    alone = [play(DESIGNERS[name], population, [key], steps=3) for population, key in zip(MIXED, KEYS, strict=True)]
+    for column in ("seed", "episode", "population", "step", "mechanism", *SCORES):
+        assert together[column].tolist() == [value for table in alone for value in table[column]]
+
+
+def test_playing_is_stepping_the_environment(learned):
+    table = play(learned, STAGES[3], 4)
+    env = DaedalusEnv(STAGES[3])
+    observation, rewards = env.reset(seed=4), []
+    while not observation.done:
+        observation = env.step(learned(observation))
+        rewards.append(observation.reward)
+    assert table["reward"].tolist() == rewards
+
+
+def test_playing_a_held_mechanism_is_simulating_it():
+    table = play(informed_greedy, MIXED, KEYS)
+    outcomes = simulate(INFORMED_GREEDY, MIXED, KEYS)
+    for name in SCORES:
+        assert (table[name].to_numpy().reshape(-1, 10) == getattr(outcomes, name)).all()
+
+
+# The table
+
+def test_a_table_has_one_row_for_each_episode_and_step():
+    table = play(informed_greedy, [STAGES[0], STAGES[4]], [(7, 1), (8, 2)], steps=2)
+    assert list(table.columns) == ["index", "seed", "episode", "population", "step", *SCORES, "mechanism"]
+    assert table[["index", "seed", "episode", "step"]].to_numpy().tolist() == [
+        [0, 7, 1, 1], [0, 7, 1, 2], [1, 8, 2, 1], [1, 8, 2, 2]]
+    assert table["population"].tolist() == ["8 truthful"] * 2 + [str(STAGES[4])] * 2
+    assert set(table["mechanism"]) == {INFORMED_GREEDY}
+
+
+def test_one_seed_serves_all_and_one_population_serves_all():
+    assert play(informed_greedy, STAGES, 3, steps=1)["seed"].tolist() == [3] * 5
+    assert play(informed_greedy, STAGES[1], [3, 4], steps=1)["seed"].tolist() == [3, 4]
+
+
+def test_a_plain_function_is_a_designer():
+    played = play(lambda observation: DEFAULT_MECHANISM, STAGES, 0, steps=2)
+    assert played.equals(play(FixedDesigner(DEFAULT_MECHANISM), STAGES, 0, steps=2))
+
+
+def test_what_a_designer_must_return():
+    with pytest.raises(ValueError, match="mechanisms must hold Mechanism objects, not 'vcg'"):
+        play(lambda observation: "vcg", STAGES, 0)
+
+    class Short(Designer):
+        def design_batch(self, observations):
+            return [DEFAULT_MECHANISM]
+
+    with pytest.raises(ValueError, match="one for each of the 5 markets, not 1"):
+        play(Short(), STAGES, 0)
+
+
+def test_a_play_without_steps_is_refused():
+    with pytest.raises(ValueError, match="episode_length must be a whole number of at least 1, not 0"):
+        play(informed_greedy, STAGES, 0, steps=0)
+
+
+# The random designer
+
+def test_a_random_mechanism_is_held_for_the_episode():
+    table = play(RandomDesigner(), MIXED, KEYS)
+    assert (table.groupby("index")["mechanism"].nunique() == 1).all()
+    assert table["mechanism"].nunique() == len(MIXED)
+
+
+def test_random_draws_are_reproducible_and_differ_by_seed_episode_and_population():
+    def drawn(seed, population, key):
+        return RandomDesigner(seed)(DaedalusEnv(population).reset(*key))
+
+    assert drawn(0, STAGES[2], (0, 0)) == drawn(0, STAGES[2], (0, 0))
+    assert len({drawn(seed, population, key) for seed in (0, 1) for population in (STAGES[2], STAGES[4])
+                for key in ((0, 0), (0, 1), (1, 0))}) == 12
+
+
+def test_random_draws_cover_the_space():
+    episodes = open_episodes(STAGES[2], [(0, i) for i in range(1000)])
+    mechanisms = RandomDesigner().design_batch(observe(episodes))
+    for name, domain in DOMAIN.items():
+        values = [getattr(mechanism, name) for mechanism in mechanisms]
+        if isinstance(domain, float):
+            counts = np.histogram(values, bins=4, range=(0, domain))[0]
+        else:
+            counts = np.array([values.count(choice) for choice in domain])
+        expected = 1000 / len(counts)
+        assert abs(counts - expected).max() < 4.5 * np.sqrt(expected), name
+
+
+def test_the_last_bits_of_a_score_do_not_change_the_draw():
+    observation = DaedalusEnv(STAGES[3]).reset()
+    nudged = [{name: np.nextafter(score, 0.5) for name, score in outcome} for outcome in observation.market_outcomes]
+    again = observation.replace(market_outcomes=tuple(RecentOutcome(**outcome) for outcome in nudged))
+    assert again != observation and RandomDesigner()(again) == RandomDesigner()(observation)
+
+
+def test_the_published_observation_leaves_nothing_to_hold():
+    env, designer = DaedalusEnv(STAGES[3]), RandomDesigner()
+    first = designer(env.reset().published())
+    assert first == designer(env.observe())
+    observation = env.step(first)
+    assert designer(observation) == first
+    assert designer(observation.published()) != first
+
+
+@given(observations)
+def test_any_observation_gets_a_mechanism(observation):
+    assert isinstance(RandomDesigner()(observation), Mechanism)
+    assert informed_greedy(observation) == INFORMED_GREEDY
+
+
+# The contextual designer
+
+def test_holding_rewards_are_what_holding_earns():
+    mechanisms = [DEFAULT_MECHANISM, INFORMED_GREEDY]
+    start = open_episodes(MIXED, KEYS)
+    earned = holding_rewards(start, mechanisms, horizon=4)
+    for column, mechanism in zip(earned.T, mechanisms, strict=True):
+        assert column == pytest.approx(simulate(mechanism, MIXED, KEYS, steps=4).reward.mean(1), abs=1e-12)
+    assert start.round_number == 0
+
+
+def test_exploring_gives_examples_in_the_documented_columns():
+    library = [DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism.random(0)]
+    inputs, rewards = explore(library, STAGES, 0, rng=0, steps=2)
+    assert inputs.shape == (10, len(FEATURES)) and rewards.shape == (10, 3)
+    assert inputs[:, FEATURES.index("progress")].tolist() == [0.0] * 5 + [0.1] * 5
+    assert (inputs[:, FEATURES.index("bidders")] == 8).all()
+    again = explore(library, STAGES, 0, rng=0, steps=2)
+    assert (inputs == again[0]).all() and (rewards == again[1]).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32))
+def test_kernel_ridge_interpolates_and_forgets(seed):
+    rng = np.random.default_rng(seed)
+    inputs, targets = rng.normal(size=(12, 3)), rng.normal(size=(12, 2))
+    exact, flat = KernelRidge.fit(inputs, targets, 1e-10), KernelRidge.fit(inputs, targets, 1e10)
+    for x, y in zip(inputs, targets, strict=True):
+        assert exact(x) == pytest.approx(y, abs=1e-4)
+        assert flat(x) == pytest.approx(targets.mean(0), abs=1e-6)
+
+
+def test_a_constant_feature_does_no_harm():
+    model = KernelRidge.fit(np.array([[0.0, 5.0], [1.0, 5.0]]), np.array([[0.0], [1.0]]), 1e-9)
+    assert model(np.array([1.0, 5.0])) == pytest.approx([1.0], abs=1e-6)
+
+
+def test_a_contextual_designer_beats_every_single_mechanism_of_its_library(learned):
+    rng = np.random.default_rng(1)
+    populations = [draw_training_population(rng) for _ in range(40)]
+    keys = [(5, i) for i in range(40)]
+    single = max(simulate(mechanism, populations, keys).reward.mean() for mechanism in learned.library)
+    assert play(learned, populations, keys)["reward"].mean() > single
+
+
+def test_a_designer_reads_only_the_features_it_names():
+    library = [DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism.random(0)]
+    designer = ContextualDesigner.fit(library, *explore(library, MIXED, 0, rng=0, steps=2), names=PUBLISHED_FEATURES)
+    seen = observe(open_episodes(MIXED, KEYS))
+    assert designer.design_batch(seen) == designer.design_batch([observation.published() for observation in seen])
+
+
+def test_a_designer_that_needs_signals_says_so(learned):
+    with pytest.raises(ValueError, match="features: the observation has no bidders"):
+        learned(DaedalusEnv(Population.stage(0)).reset().published())
