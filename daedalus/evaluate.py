@@ -179,7 +179,7 @@ def boxplot(
         mean, spread = numbers[f"{name} mean"]["value"], numbers[f"{name} IQR"]["value"]
         axes.errorbar(at + 0.38, mean, spread / 2, fmt="*", color="#d55e00", ms=9, capsize=4, label=label)
         label = None
-    axes.set(xlabel="", ylabel="composite reward R of an episode", ylim=(0, None))
+    axes.set(xlabel="", ylabel="composite reward R of an episode", ylim=(-0.02, None))
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     sns.despine(ax=axes)
     return axes

@@ -123,9 +123,9 @@ def _fix(populations, pool, budget, final, seed) -> Mechanism:
 
 def _shown(results, what, total) -> list:
     "The results, with a progress bar while they come."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
-    return list(tqdm(results, what, total, leave=False))
+    return list(tqdm(results, what, total, leave=False, disable=None))
 
 # %% ../nbs/07_search.ipynb #read
 def best_fixed(
