@@ -136,7 +136,7 @@ def explore(
     populations: Sequence[Population],  # to train on: `draw_training_population` draws them
     seeds,  # one for all, one for each population, or pairs (seed, episode)
     rng: np.random.Generator | int,  # which mechanisms the walk plays: a generator, or a seed for one
-    steps: int = 5,  # states of each episode to learn from, 1 to 10
+    steps: int = 10,  # states of each episode to learn from, 1 to 10
     horizon: int = 3,  # steps that each mechanism is held, at least 1
 ) -> tuple[np.ndarray, np.ndarray]:  # inputs [examples, FEATURES] and rewards [examples, library]
     """Examples to learn from: observations on random walks, and what each mechanism would earn from there."""

@@ -253,6 +253,9 @@ def project(write_notebook, tmp_path, monkeypatch):
     check = "import pathlib\nassert not pathlib.Path('broken').exists()"
     second = write_notebook(code_cell("defaults", "n = 1", "parameters"), code_cell("check", check), name="31_second")
     monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: [first, second])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "params.json").write_text('{"smoke": {}, "paper": {}}')
+    monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path / "data")
     return tmp_path
 
 
