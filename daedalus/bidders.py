@@ -51,7 +51,7 @@ class Behaviour(NamedTuple):
     kickback: float = 0.3       # a shill's share of the rise in price that it causes
     power: float = 0.5          # chance that an audit with good evidence finds a guilty bidder
     false_alarm: float = 0.05   # chance that an audit on suspicion fines an innocent one
-    restriction: float = 0.45   # share of a ring's meetings that `restrict` prevents
+    restriction: float = 0.3    # share of a ring's meetings that `restrict` prevents
     fee: float = 0.03           # what complying with `restrict` or `penalize_confirmed` costs, in competitive surplus
 
 
