@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TREE := $(BIN)/python -c 'from daedalus.reproduce import tree_hash; print(tree_hash())'
 
 .PHONY: help reproduce test export bench clean
 
@@ -19,7 +20,9 @@ test: $(READY) export ## everything CI checks: export, style, every notebook at 
 	else echo "Not a git checkout: whether the export changed committed files is not checked."; fi
 	$(BIN)/ruff check --quiet --select E4,E7,E9,F,B --ignore E402,E701,B905 daedalus tests setup.py dodo.py
 	$(BIN)/daedalus reproduce --profile smoke
-	$(BIN)/python -m pytest -q tests
+	@if [ "$$($(TREE))" = "$$(cat build/tests.passed 2>/dev/null)" ]; then \
+	  echo "Nothing changed since all tests passed; remove build/tests.passed to run them again."; \
+	else $(BIN)/python -m pytest -q tests && $(TREE) > build/tests.passed; fi
 
 export: $(READY) ## write daedalus/*.py and README.md from the notebooks
 	$(BIN)/nbdev-export

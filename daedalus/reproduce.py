@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'PROFILES', 'BUILD', 'DOIT_CONFIG', 'notebooks', 'profile_params', 'NotebookError', 'check_parameters',
-           'normalise', 'run_notebook', 'inputs', 'fingerprint', 'built', 'is_current', 'tasks', 'listing',
+           'normalise', 'run_notebook', 'inputs', 'tree_hash', 'fingerprint', 'built', 'is_current', 'tasks', 'listing',
            'keep_outputs', 'make_readme', 'printed', 'reproduce']
 
 # %% ../nbs/13_reproduce.ipynb #imports
@@ -209,7 +209,7 @@ def inputs(
     results = {file.stem: file for file in (data_dir() / "results").glob("*.json")}
     if profile != "paper":
         results |= {file.stem: file for file in (BUILD / "results" / profile).glob("*.json")}
-    read = [file for name, file in sorted(results.items()) if name in named and _writer(file) != path.stem]
+    read = [file for name, file in sorted(results.items()) if name in named and (_writer(file) or "") < path.stem]
     return data + read
 
 
@@ -218,6 +218,14 @@ def _writer(
 ) -> str | None:
     """The notebook that wrote a result, if a notebook did."""
     return json.loads(result.read_text(encoding="utf-8")).get("provenance", {}).get("notebook")
+
+# %% ../nbs/13_reproduce.ipynb #tree-hash
+def tree_hash() -> str:
+    """A hash of all that the tests depend on: library, tests, notebooks, data, settings and versions."""
+    patterns = ("daedalus/*.py", "tests/*.py", "nbs/*.ipynb", "data/**/*.json", "*.ini", "*.txt", "*.py", "*.md", "Makefile")
+    files = sorted(path for pattern in patterns for path in CHECKOUT.glob(pattern))
+    contents = [part for path in files for part in (path.relative_to(CHECKOUT).as_posix(), path.read_bytes())]
+    return short_hash(json.dumps(versions(), sort_keys=True), *contents)
 
 # %% ../nbs/13_reproduce.ipynb #fingerprint
 def fingerprint(
