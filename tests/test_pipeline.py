@@ -227,13 +227,14 @@ def test_code_and_parameters_change_a_fingerprint_and_prose_does_not(write_noteb
 def test_a_result_is_an_input_of_who_reads_it_not_of_who_wrote_it(write_notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path / "data")
     monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
-    record = json.dumps({"value": 1, "provenance": {"notebook": "writer"}})
+    record = json.dumps({"value": 1, "provenance": {"notebook": "30_writer"}})
     result = results.write_text(tmp_path / "build" / "results" / "smoke" / "best.json", record)
     code = 'value = read("best")'
-    reader = write_notebook(code_cell("defaults", code, "parameters"), name="reader")
-    writer = write_notebook(code_cell("defaults", code, "parameters"), name="writer")
+    reader = write_notebook(code_cell("defaults", code, "parameters"), name="31_reader")
+    writer = write_notebook(code_cell("defaults", code, "parameters"), name="30_writer")
+    earlier = write_notebook(code_cell("defaults", code, "parameters"), name="29_earlier")
     assert reproduce.inputs(reader, "smoke") == [result]
-    assert reproduce.inputs(writer, "smoke") == []
+    assert reproduce.inputs(writer, "smoke") == reproduce.inputs(earlier, "smoke") == []
     assert reproduce.inputs(reader, "paper") == []
 
 
