@@ -112,6 +112,15 @@ class Episodes(NamedTuple):
         """Whether the last step has been played."""
         return self.round_number >= self.episode_length
 
+    def select(
+        self,
+        rows: Sequence[int],  # which of the batch, in which order; a row may come more than once
+    ) -> "Episodes":
+        """The episodes `rows` as a batch of their own."""
+        recent = tuple(Outcomes(*(np.array(array[rows]) for array in outcomes)) for outcomes in self.recent)
+        mechanisms = tuple(self.mechanisms[row] for row in rows)
+        return self._replace(market=self.market.select(rows), mechanisms=mechanisms, recent=recent)
+
     def to_dict(self) -> dict:
         """The batch as plain lists, numbers and texts, exact to the bit, for JSON."""
         recent = [{name: array.tolist() for name, array in outcomes._asdict().items()} for outcomes in self.recent]

@@ -237,6 +237,13 @@ def _from_float(
         raise MechanismError(f'{name} must be a whole number from 0 to {len(choices) - 1} in an array, not {x}')
     return choices[int(x)]
 
+# %% ../nbs/00_schema.ipynb #two-digits
+def _digits(
+    x: float,  # a score, a signal or an amount
+) -> str:
+    "A number with two decimals, as language models read and write it."
+    return f'{x:z.2f}'
+
 # %% ../nbs/00_schema.ipynb #mechanism
 class Mechanism(MechanismFields):
     "The rules of an auction: immutable, hashable, always valid (published as `DaedalusAction`)."
@@ -282,6 +289,11 @@ class Mechanism(MechanismFields):
             raise MechanismError(f'a mechanism is an array of shape ({len(FIELDS)},), not {values.shape}')
         return cls(**{name: _from_float(name, x) for name, x in zip(FIELDS, values.tolist())})
 
+    def to_text(self) -> str:
+        "The mechanism as language models read and write it: JSON without spaces, amounts to two decimals."
+        values = {name: _digits(value) if isinstance(value, float) else json.dumps(value) for name, value in self}
+        return '{' + ','.join(f'"{name}":{value}' for name, value in values.items()) + '}'
+
     def to_array(self) -> np.ndarray:
         "The fields in order as float64 [11]: amounts as they are, choices and switches as their index in `DOMAIN`."
         return np.array([value if isinstance(value, float) else DOMAIN[name].index(value) for name, value in self],
@@ -321,13 +333,6 @@ class RecentOutcome(Record):
 SYSTEM_PROMPT = ('You are the referee of an auction market. Read the observation and answer with one JSON object '
                  'that follows the Mechanism schema, and with nothing else.')
 
-# %% ../nbs/00_schema.ipynb #two-digits
-def _digits(
-    x: float,  # a score or a signal
-) -> str:
-    "A number with two decimals, as prompts show it."
-    return f'{x:z.2f}'
-
 # %% ../nbs/00_schema.ipynb #observation
 class Observation(Record):
     "What a designer sees before it writes the next mechanism, and what the environment says of the last one."
@@ -352,5 +357,5 @@ class Observation(Record):
             f'round_number: {self.round_number} / {self.episode_length}',
             f'recent_outcomes: [{", ".join(recent)}]',
             *signals,
-            *([f'last_mechanism: {self.mechanism.to_json()}'] if self.mechanism else []),
+            *([f'last_mechanism: {self.mechanism.to_text()}'] if self.mechanism else []),
             'Respond with the JSON only.'])

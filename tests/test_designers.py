@@ -5,10 +5,10 @@ from hypothesis import given, settings, strategies as st
 
 from daedalus.bidders import Population
 from daedalus.designers import (
-    DESIGNERS, ContextualDesigner, Designer, FixedDesigner, KernelRidge, RandomDesigner, explore, holding_rewards,
-    informed_greedy, play)
+    DESIGNERS, PUBLISHED_READINGS, READINGS, STRAY, ContextualDesigner, Designer, FixedDesigner, Kernel, KernelRidge,
+    RandomDesigner, explore, holding_rewards, informed_greedy, play, readings)
 from daedalus.env import (
-    FEATURES, PUBLISHED_FEATURES, DaedalusEnv, draw_training_population, observe, open_episodes, play_step, suite)
+    FEATURES, DaedalusEnv, draw_training_population, features, observe, open_episodes, play_step, suite)
 from daedalus.market import SCORES, simulate
 from daedalus.schema import DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, Mechanism, Observation, RecentOutcome
 
@@ -162,6 +162,36 @@ def test_any_observation_gets_a_mechanism(observation):
     assert informed_greedy(observation) == INFORMED_GREEDY
 
 
+# What is read
+
+def test_readings_by_hand():
+    past = [RecentOutcome(welfare=0.5, fairness=0.6, participation=0.7),
+            RecentOutcome(welfare=0.1, fairness=0.2, participation=0.3)]
+    played = Mechanism(auction_type="vcg", reserve_price=0.45, shill_penalty=1.5, reveal_reserve=True)
+    observation = Observation(round_number=2, episode_length=10, market_outcomes=past, mechanism=played)
+    names = ["progress", "outcomes", "welfare", "fairness 1 ago", "participation 2 ago", "reserve_price",
+             "shill_penalty", "auction_type=vcg", "auction_type=first_price",
+             "reveal_reserve=True", "reveal_reserve=False"]
+    assert readings(observation, names).tolist() == [0.2, 2, 0.1, 0.6, 0.7, 0.5, 0.5, 1, 0, 1, 0]
+
+
+def test_readings_hold_the_features_and_tell_mechanisms_apart():
+    episodes = play_step(open_episodes(MIXED, KEYS), [Mechanism.random(at) for at in range(len(MIXED))])
+    for observation in observe(episodes):
+        assert (readings(observation, FEATURES) == features(observation)).all()
+    levers = [name for name in READINGS if name not in PUBLISHED_READINGS + FEATURES]
+    assert len({tuple(readings(observation, levers)) for observation in observe(episodes)}) == len(MIXED)
+
+
+def test_the_published_observation_has_the_published_readings_and_no_others():
+    observation = DaedalusEnv(STAGES[3]).reset()
+    assert (readings(observation.published(), PUBLISHED_READINGS) == readings(observation, PUBLISHED_READINGS)).all()
+    missing = [name for name in READINGS if name not in PUBLISHED_READINGS]
+    for name in missing:
+        with pytest.raises(ValueError, match=f"readings: the observation has no {name}"):
+            readings(observation.published(), [name])
+
+
 # The contextual designer
 
 def test_holding_rewards_are_what_holding_earns():
@@ -176,11 +206,44 @@ def test_holding_rewards_are_what_holding_earns():
 def test_exploring_gives_examples_in_the_documented_columns():
     library = [DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism.random(0)]
     inputs, rewards = explore(library, STAGES, 0, rng=0, steps=2)
-    assert inputs.shape == (10, len(FEATURES)) and rewards.shape == (10, 3)
-    assert inputs[:, FEATURES.index("progress")].tolist() == [0.0] * 5 + [0.1] * 5
-    assert (inputs[:, FEATURES.index("bidders")] == 8).all()
+    assert inputs.shape == (10, len(READINGS)) and rewards.shape == (10, 3)
+    assert inputs[:, READINGS.index("progress")].tolist() == [0.0] * 5 + [0.1] * 5
+    assert (inputs[:, READINGS.index("bidders")] == 8).all()
     again = explore(library, STAGES, 0, rng=0, steps=2)
     assert (inputs == again[0]).all() and (rewards == again[1]).all()
+
+
+def test_a_guide_leads_the_walk_except_for_strays():
+    library = [DEFAULT_MECHANISM, *(Mechanism.random(at) for at in range(3))]
+    inputs, _ = explore(library, STAGES * 40, [(0, at) for at in range(200)], rng=0, steps=3, horizon=1,
+                        guide=FixedDesigner(INFORMED_GREEDY))
+    later = inputs[inputs[:, READINGS.index("outcomes")] > 1]
+    greedy = later[:, READINGS.index("collusion_penalty")] == INFORMED_GREEDY.collusion_penalty / 3
+    assert len(later) == 400 and abs(greedy.mean() - (1 - STRAY)) < 4 * np.sqrt(STRAY * (1 - STRAY) / 400)
+
+
+def test_kernel_features_have_the_kernel_as_inner_product():
+    inputs = np.random.default_rng(0).normal(size=(30, 4))
+    kernel = Kernel.fit(inputs)
+    found = kernel(inputs) @ kernel.whitening()
+    z = (inputs - inputs.mean(0)) / inputs.std(0)
+    exact = np.exp(-((z[:, None] - z) ** 2).sum(2) / 8)
+    assert kernel(inputs) == pytest.approx(exact, abs=1e-12)
+    assert found @ found.T == pytest.approx(exact, abs=1e-6)
+
+
+def test_ridge_is_the_closed_form_and_few_landmarks_come_close():
+    rng = np.random.default_rng(0)
+    inputs = rng.uniform(-2, 2, size=(400, 2))
+    targets = np.sin(inputs[:, :1]) * inputs[:, 1:]
+    kernel = Kernel.fit(inputs)
+    closed = np.linalg.solve(kernel(inputs) + 0.3 * np.eye(400), targets - targets.mean())
+    model, x = KernelRidge.fit(inputs, targets), np.array([0.3, -1.1])
+    assert model(x) == pytest.approx(targets.mean() + kernel(x[None])[0] @ closed, abs=1e-6)
+    few = Kernel.fit(inputs, 60)
+    features_of_few = few(inputs) @ few.whitening()
+    assert len(few.landmarks) == 60
+    assert features_of_few @ features_of_few.T == pytest.approx(kernel(inputs), abs=0.02)
 
 
 @settings(max_examples=20, deadline=None)
@@ -207,13 +270,18 @@ def test_a_contextual_designer_beats_every_single_mechanism_of_its_library(learn
     assert play(learned, populations, keys)["reward"].mean() > single
 
 
-def test_a_designer_reads_only_the_features_it_names():
+def test_a_designer_reads_only_what_it_names():
     library = [DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism.random(0)]
-    designer = ContextualDesigner.fit(library, *explore(library, MIXED, 0, rng=0, steps=2), names=PUBLISHED_FEATURES)
+    designer = ContextualDesigner.fit(library, *explore(library, MIXED, 0, rng=0, steps=2), names=PUBLISHED_READINGS)
     seen = observe(open_episodes(MIXED, KEYS))
     assert designer.design_batch(seen) == designer.design_batch([observation.published() for observation in seen])
 
 
 def test_a_designer_that_needs_signals_says_so(learned):
-    with pytest.raises(ValueError, match="features: the observation has no bidders"):
+    with pytest.raises(ValueError, match="readings: the observation has no bidders"):
         learned(DaedalusEnv(Population.stage(0)).reset().published())
+
+
+def test_an_unknown_reading_is_refused():
+    with pytest.raises(ValueError, match="names must be of progress, outcomes, .*, not 'wealth'"):
+        ContextualDesigner.fit([DEFAULT_MECHANISM], *explore([DEFAULT_MECHANISM], STAGES, 0, 0, 1), names=["wealth"])

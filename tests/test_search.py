@@ -1,13 +1,20 @@
-"""Search: scores are paired, climbs are reproducible and pay, yardsticks are where they should be."""
+"""Search: scores are paired, climbs repeat and pay, yardsticks stand where they should, rivals keep their budgets."""
 
 import numpy as np
 import pytest
 
 from daedalus.bidders import Population
-from daedalus.env import SUITES, suite
+from daedalus import market
+from daedalus.designers import DESIGNERS, PUBLISHED_READINGS, READINGS, FixedDesigner, play
+from daedalus.env import SUITES, draw_training_population, observe, open_episodes, suite
 from daedalus.market import simulate
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism
-from daedalus.search import BLOCK, best_fixed, choose, climb, mutate, oracle, score, search_suites
+from daedalus.search import (
+    BLOCK, LEAST_ROUNDS, LIBRARY, ThompsonSampler, bandit, best_fixed, choose, climb, contextual, find_library, mutate,
+    optimise_fixed, oracle, rest_of_spell, score, search_suites)
+
+RIVALS = {"contextual": contextual, "bandit": bandit, "optimised": optimise_fixed}
+BUDGET = 150_000
 
 
 def test_score_is_the_mean_reward_of_an_episode_whatever_else_is_scored():
@@ -67,3 +74,118 @@ def test_no_fixed_mechanism_is_good_everywhere(name, least):
 def test_unknown_suite_is_refused():
     with pytest.raises(ValueError, match="suite must be one of stages, open, not 'nowhere'"):
         best_fixed("nowhere")
+
+
+# Rivals without language
+
+@pytest.fixture(scope="module")
+def trained():
+    "Each rival at a small budget, the rounds that it simulated, and the populations that it met."
+    found, spent, met, advance = {}, {}, {}, market.advance
+    with pytest.MonkeyPatch.context() as patch:
+        for name, train in RIVALS.items():
+            rounds, people = [], []
+
+            def counted(state, mechanisms, sessions=market.ROUNDS, *rest, rounds=rounds, **more):
+                rounds.append(len(state.key) * sessions)
+                return advance(state, mechanisms, sessions, *rest, **more)
+
+            def drawn(rng, people=people):
+                people.append(draw_training_population(rng))
+                return people[-1]
+
+            patch.setattr(market, "advance", counted)
+            found[name] = train(BUDGET, seed=3, draw=drawn)
+            spent[name], met[name] = sum(rounds), people
+    return found, spent, met
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_keeps_its_budget_and_uses_it(name, trained):
+    assert 0.85 * BUDGET < trained[1][name] <= BUDGET
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_never_meets_a_held_out_population(name, trained):
+    assert trained[2][name] and not set(trained[2][name]) & set(suite("open"))
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_is_a_function_of_its_seed(name, trained):
+    def answers(rival):
+        return rival if isinstance(rival, Mechanism) else rival.design_batch(seen)
+
+    seen = observe(open_episodes(suite("open"), 0))
+    assert answers(RIVALS[name](BUDGET, seed=3)) == answers(trained[0][name])
+    assert answers(RIVALS[name](BUDGET, seed=4)) != answers(trained[0][name])
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_beats_chance_and_the_hand_made_mechanism(name, trained):
+    rng, rival = np.random.default_rng(8), trained[0][name]
+    people, keys = [draw_training_population(rng) for _ in range(200)], [(9, at) for at in range(200)]
+
+    def earned(designer):
+        return play(designer, people, keys)["reward"].to_numpy().reshape(200, 10).mean(1)
+
+    reward = earned(FixedDesigner(rival) if isinstance(rival, Mechanism) else rival)
+    for other in ("random", "greedy"):
+        gain = reward - earned(DESIGNERS[other])
+        assert gain.mean() - 2 * gain.std() / np.sqrt(200) > 0.03
+
+
+@pytest.mark.parametrize("name", ["contextual", "bandit"])
+def test_rivals_that_read_play_more_than_one_mechanism(name, trained):
+    designer, seen = trained[0][name], observe(open_episodes(suite("open") * 5, [(6, at) for at in range(100)]))
+    assert designer.names == READINGS and len(set(designer.library)) == LIBRARY
+    assert len(set(designer.design_batch(seen))) > 1
+
+
+def test_a_rival_of_the_published_observation_needs_nothing_else():
+    designer = bandit(LEAST_ROUNDS, seed=1, names=PUBLISHED_READINGS)
+    seen = observe(open_episodes(suite("open"), 0))
+    assert designer.design_batch([observation.published() for observation in seen]) == designer.design_batch(seen)
+
+
+def test_a_rival_is_trained_on_the_populations_it_is_given():
+    library = find_library(40_000, draw=lambda rng: Population.stage(4))
+    alone = score([DEFAULT_MECHANISM, library[0]], [Population.stage(4)], 60, seed=5).mean((1, 2))
+    assert alone[1] > alone[0] + 0.1
+
+
+@pytest.mark.parametrize("train", RIVALS.values())
+@pytest.mark.parametrize("rounds", [0, LEAST_ROUNDS - 1, 1e6, True, "many"])
+def test_a_budget_that_is_none_is_refused(train, rounds):
+    with pytest.raises(ValueError, match=f"rounds must be a whole number of at least 100,000, not {rounds!r}"):
+        train(rounds)
+
+
+def test_a_spell_is_averaged_from_each_step_to_its_end():
+    rewards = np.array([[0.2, 1.0], [0.4, 0.0], [0.9, 0.5], [0.7, 0.1]])
+    ends = np.array([[False, True], [True, False], [False, False], [False, True]])
+    expected = [[0.3, 1.0], [0.4, 0.2], [0.8, 0.3], [0.7, 0.1]]
+    assert rest_of_spell(rewards, ends) == pytest.approx(np.array(expected))
+
+
+def test_learning_piece_by_piece_is_regression_on_everything():
+    rng = np.random.default_rng(0)
+    sampler, features, rewards = ThompsonSampler(1, 5), rng.normal(size=(300, 5)), rng.normal(size=300)
+    for rows in np.split(np.arange(300), [1, 50, 52]):
+        sampler.update(features[rows], np.zeros(len(rows), int), rewards[rows])
+    precision = np.eye(5) + features.T @ features
+    assert sampler.covariance[0] == pytest.approx(np.linalg.inv(precision), abs=1e-12)
+    assert sampler.mean[0] == pytest.approx(np.linalg.solve(precision, features.T @ rewards), abs=1e-12)
+
+
+def test_the_sampler_is_the_closed_form_and_finds_the_better_arm():
+    sampler = ThompsonSampler(2, 1, spread=0.5)
+    sampler.update(np.ones((3, 1)), np.array([0, 0, 0]), np.array([0.0, 1.0, 1.0]))
+    assert sampler.mean.ravel() == pytest.approx([0.5, 0.0])
+    assert sampler.covariance.ravel() == pytest.approx([0.25, 1.0])
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        arm = sampler.choose(np.ones((1, 1)), rng)
+        sampler.update(np.ones((1, 1)), arm, np.where(arm == 1, 0.9, 0.2))
+    assert (sampler.choose(np.ones((100, 1)), rng) == 1).mean() > 0.9
+    share = ThompsonSampler(2, 1).choose(np.ones((4000, 1)), rng).mean()
+    assert abs(share - 0.5) < 4 * np.sqrt(0.25 / 4000)

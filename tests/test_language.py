@@ -1,0 +1,367 @@
+"""A language model as a designer: chats, tokens, sampled and constrained replies, and what becomes of invalid ones."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from daedalus import language
+from daedalus.bidders import Population
+from daedalus.env import draw_training_population, observe, open_episodes, play_step
+from daedalus.language import (
+    REPLY_PATTERN,
+    LanguageDesigner,
+    Reply,
+    chat_text,
+    mechanism_matcher,
+    messages,
+    sample_replies,
+    small_model,
+    small_tokenizer,
+)
+from daedalus.schema import DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, SYSTEM_PROMPT, Mechanism, Observation
+
+TOKENIZER = small_tokenizer()
+CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+@pytest.fixture(scope="module")
+def observations():
+    """Observations at four steps of 16 episodes, half of them as published."""
+    rng = np.random.default_rng(0)
+    episodes = open_episodes([draw_training_population(rng) for _ in range(16)], [(3, at) for at in range(16)])
+    seen = []
+    for _ in range(4):
+        seen += [o.published() if at % 2 else o for at, o in enumerate(observe(episodes))]
+        episodes = play_step(episodes, [Mechanism.random(rng) for _ in range(16)])
+    return seen
+
+
+@pytest.fixture(scope="module")
+def small():
+    return small_model(TOKENIZER, layers=1, width=32, heads=2), TOKENIZER
+
+
+@pytest.fixture(scope="module")
+def generic():
+    """A model with an ordinary byte-level tokenizer, no padding token, and more outputs than tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        [Mechanism.random(draw).to_text() for draw in range(50)], trainers.BpeTrainer(
+            vocab_size=350, special_tokens=["<|im_start|>", "<|im_end|>"], show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", chat_template=CHATML)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=2048, eos_token_id=wrapped.eos_token_id, bos_token_id=None))
+    return model, wrapped
+
+
+@pytest.fixture(params=["small", "generic"])
+def any_model(request):
+    return request.getfixturevalue(request.param)
+
+
+def prompts_of(tokenizer, observations):
+    return [chat_text(tokenizer, messages(observation)) for observation in observations]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# Chats and tokens
+
+
+def test_the_chat_says_who_the_model_is_and_asks_with_the_prompt(observations):
+    system, user = messages(observations[0])
+    assert system == {"role": "system", "content": SYSTEM_PROMPT}
+    assert user == {"role": "user", "content": observations[0].prompt()}
+
+
+def test_the_small_template_leaves_the_system_message_out_and_frames_the_rest():
+    chat = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+    assert chat_text(TOKENIZER, chat) == "<|user|>U<|assistant|>"
+    whole = TOKENIZER.apply_chat_template(chat + [{"role": "assistant", "content": "A"}], tokenize=False)
+    assert whole == "<|user|>U<|assistant|>A<|end|>"
+
+
+def test_a_model_without_a_chat_template_is_refused():
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), name_or_path="owner/base")
+    with pytest.raises(ValueError, match="tokenizer 'owner/base' has no chat template: choose an instruct model"):
+        chat_text(bare, [])
+
+
+def test_every_piece_of_prompts_and_replies_is_one_token():
+    rng = np.random.default_rng(5)
+    episodes = open_episodes([Population.random(rng) for _ in range(50)], [(8, at) for at in range(50)])
+    texts = []
+    while not episodes.done:
+        for o in observe(episodes):
+            texts += [(o if rng.random() < .5 else o.published()).prompt(), Mechanism.random(rng).to_text()]
+        episodes = play_step(episodes, [Mechanism.random(rng) for _ in range(50)])
+    texts += [Observation(round_number=0, episode_length=10).prompt()]
+    assert len(texts) == 1001
+    split = TOKENIZER.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    pieces = {piece for text in texts for piece, _ in split(text)}
+    assert pieces <= set(TOKENIZER.get_vocab())
+    assert all(len(TOKENIZER(text)["input_ids"]) == len(split(text)) for text in texts[:100])
+
+
+def test_names_and_first_digits_are_one_token_and_replies_have_seventeen():
+    tokens = TOKENIZER(INFORMED_GREEDY.to_text() + "<|end|>")["input_ids"]
+    assert [TOKENIZER.decode(token) for token in tokens] == [
+        '{"auction_type":"second_price"', ',"reserve_price":0.1', "8", ',"reveal_reserve":false',
+        ',"reveal_competing_bids":false', ',"reveal_winner_identity":true', ',"reveal_clearing_price":true',
+        ',"reveal_bid_distribution":false', ',"shill_penalty":1.2', "0", ',"withdrawal_penalty":0.6', "0",
+        ',"collusion_penalty":1.9', "0", ',"coalition_policy":"penalize_suspected"', "}", "<|end|>"]
+
+
+numbers = st.floats(-100, 1000)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])) | st.builds("\nprice: {:z.2f}\ngap: {:z.2f}".format, numbers,
+                                                                    numbers))
+def test_any_text_survives_the_tokenizer(text):
+    assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
+
+
+def test_a_long_text_takes_little_time():
+    text = "a" * 100_000 + "1" + "a" * 100_000
+    assert TOKENIZER.decode(TOKENIZER(text)["input_ids"]) == text
+
+
+def test_model_and_tokenizer_come_back_from_the_standard_loaders(tmp_path, observations, small):
+    for part in small:
+        part.save_pretrained(tmp_path)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    texts = prompts_of(TOKENIZER, observations) + [Mechanism.random(0).to_text(), "Zürich, 12.34 €"]
+    assert prompts_of(tokenizer, observations) == texts[:-2]
+    assert [tokenizer(text)["input_ids"] for text in texts] == [TOKENIZER(text)["input_ids"] for text in texts]
+    assert sample_replies(model, tokenizer, texts[:2], 2, generator=generator()).texts == sample_replies(
+        *small, texts[:2], 2, generator=generator()).texts
+
+
+def test_the_tokenizer_is_the_same_in_another_process():
+    code = "from daedalus.language import small_tokenizer as t; print(t().backend_tokenizer.to_str())"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8")
+    assert other.stdout.strip() == small_tokenizer().backend_tokenizer.to_str()
+
+
+def test_weights_belong_to_the_seed_and_disturb_no_other_draw():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    one, same, other = (small_model(TOKENIZER, 1, 32, 2, seed) for seed in (4, 4, 5))
+    assert torch.equal(torch.rand(3), expected)
+    pairs = list(zip(one.parameters(), same.parameters(), other.parameters()))
+    assert all(torch.equal(a, b) for a, b, _ in pairs) and not all(torch.equal(a, c) for a, _, c in pairs)
+
+
+# Replies
+
+
+def test_greedy_replies_are_those_of_generate(any_model, observations):
+    model, tokenizer = any_model
+    prompts = prompts_of(tokenizer, observations[::7])
+    found = sample_replies(model, tokenizer, prompts, samples=2, temperature=0, longest=12)
+    for prompt, texts, tokens in zip(prompts, found.texts, found.tokens):
+        read = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+        expected = model.generate(read, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, read.shape[1]:]
+        assert torch.equal(tokens[0, :len(expected)], expected) and torch.equal(tokens[0], tokens[1])
+        assert texts == [tokenizer.decode(expected, skip_special_tokens=True)] * 2
+
+
+def test_first_tokens_are_drawn_with_the_probabilities_of_the_model(small, observations):
+    model, tokenizer = small
+    prompt, = prompts_of(tokenizer, observations[:1])
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1]
+    for temperature in (1.0, 0.05):
+        expected = (logits / temperature).softmax(-1)
+        drawn = sample_replies(model, tokenizer, [prompt], 20_000, temperature, 1, generator()).tokens
+        share = drawn.flatten().bincount(minlength=len(expected)) / 20_000
+        error = (expected * (1 - expected) / 20_000).sqrt()
+        assert ((share - expected).abs() < 5 * error + 2e-4).all()
+
+
+def test_groups_and_batches_change_nothing(any_model, observations, monkeypatch):
+    model, tokenizer = any_model
+    prompts = prompts_of(tokenizer, observations[:12])
+    together = sample_replies(model, tokenizer, prompts, 3, 1.0, 10, generator(2))
+    monkeypatch.setattr(language, "ROWS", 7)
+    apart = sample_replies(model, tokenizer, prompts, 3, 1.0, 10, generator(2))
+    assert torch.equal(together.tokens, apart.tokens) and together.texts == apart.texts
+    assert len(together.texts) == 12 and {len(texts) for texts in together.texts} == {3}
+    assert len({text for texts in together.texts for text in texts}) > 12
+
+
+def test_a_reply_ends_at_its_end_token(small):
+    model, tokenizer = small
+    tokens = sample_replies(model, tokenizer, ["<|user|>"], 64, 30.0, 400, generator()).tokens[0]
+    ends = [(row == tokenizer.eos_token_id).int().argmax().item() for row in tokens]
+    assert max(ends) > 0
+    assert all((row[end:] == tokenizer.eos_token_id).all() for row, end in zip(tokens, ends) if end)
+
+
+def test_no_prompts_no_replies(small):
+    assert sample_replies(*small, []).texts == []
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    (dict(temperature=-1.0), "temperature must be a number of at least 0, not -1.0"),
+    (dict(temperature=float("nan")), "temperature must be a number of at least 0, not nan"),
+    (dict(samples=0), "samples must be a whole number of at least 1, not 0"),
+    (dict(longest=0), "longest must be a whole number of at least 1, not 0"),
+])
+def test_wrong_numbers_are_refused(small, wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sample_replies(*small, ["<|user|>"], **wrong)
+
+
+# Constrained replies
+
+
+@given(st.integers(0, 2**32))
+def test_the_pattern_is_what_mechanisms_look_like(seed):
+    text = Mechanism.random(seed).to_text()
+    assert re.fullmatch(REPLY_PATTERN, text)
+    assert not re.fullmatch(REPLY_PATTERN, text[:-1]) and not re.fullmatch(REPLY_PATTERN, text.replace(",", ", "))
+
+
+@pytest.mark.parametrize("field, good, bad", [
+    ("reserve_price", ["0.00", "0.89", "0.90"], ["0.91", "0.9", "1.00", "-0.10", "00.90"]),
+    ("shill_penalty", ["0.00", "2.99", "3.00"], ["3.01", "3", "3.000", "1e0"]),
+    ("auction_type", ['"vcg"'], ["vcg", '"VCG"', '"second-price"', "null"]),
+    ("reveal_reserve", ["true", "false"], ["True", "1", '"true"']),
+])
+def test_the_pattern_knows_the_range_of_each_field(field, good, bad):
+    text = re.sub(rf'(?<="{field}":)[^,]+', "{}", INFORMED_GREEDY.to_text().replace("{", "{{").replace("}", "}}"))
+    assert all(re.fullmatch(REPLY_PATTERN, text.format(value)) for value in good)
+    assert not any(re.fullmatch(REPLY_PATTERN, text.format(value)) for value in bad)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 100.0])
+def test_untrained_models_reply_with_mechanisms_under_the_constraint(any_model, observations, temperature):
+    model, tokenizer = any_model
+    matcher = mechanism_matcher(tokenizer)
+    found = sample_replies(model, tokenizer, prompts_of(tokenizer, observations[:4]), 4, temperature,
+                           generator=generator(), constraint=matcher)
+    for texts in found.texts:
+        assert [Mechanism.from_text(text).to_text() for text in texts] == texts
+    free = sample_replies(model, tokenizer, prompts_of(tokenizer, observations[:4]), 4, temperature, generator=generator())
+    assert sum(Reply.read(text).mechanism is not None for texts in free.texts for text in texts) < 4
+
+
+def test_the_constraint_leaves_the_model_its_own_tokens():
+    matcher, upper = mechanism_matcher(TOKENIZER), Mechanism(**{
+        name: domain if isinstance(domain, float) else domain[-1] for name, domain in DOMAIN.items()})
+    for mechanism in [upper, DEFAULT_MECHANISM, *map(Mechanism.random, range(20))]:
+        copy = matcher.deep_copy()
+        for token in TOKENIZER(mechanism.to_text() + "<|end|>")["input_ids"]:
+            allowed = np.unpackbits(np.frombuffer(copy.compute_bitmask(), np.uint8), bitorder="little")
+            assert allowed[token] and copy.consume_token(token)
+        assert copy.is_stopped() and not copy.is_error()
+
+
+# The designer
+
+
+def test_a_reply_is_a_mechanism_or_a_sentence():
+    assert Reply.read("so: " + INFORMED_GREEDY.to_text()) == ("so: " + INFORMED_GREEDY.to_text(), INFORMED_GREEDY, None)
+    assert Reply.read('{"reserve_price":0.95}') == (
+        '{"reserve_price":0.95}', None, "reserve_price must be a number from 0 to 0.9, not 0.95")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_an_answer_belongs_to_the_observation(small, observations, temperature):
+    designer = LanguageDesigner(*small, temperature=temperature, seed=3)
+    together = designer.design_batch(observations)
+    assert designer.design_batch(observations[::-1]) == together[::-1]
+    assert [designer(observation) for observation in observations[:3]] == together[:3]
+    assert designer.design_batch([]) == []
+    assert designer.invalid == 0 and designer.asked == 2 * len(observations) + 3
+
+
+def test_seeds_differ_only_where_something_is_drawn(small, observations):
+    def answers(**options):
+        return LanguageDesigner(*small, **options).design_batch(observations)
+
+    assert answers(temperature=1.0, seed=1) != answers(temperature=1.0, seed=2)
+    assert answers(seed=1) == answers(seed=2)
+
+
+def test_an_invalid_reply_leaves_the_last_mechanism_in_force_and_is_counted(small, observations):
+    designer = LanguageDesigner(*small, constrained=False)
+    replies = designer.replies(observations)
+    assert all(reply.mechanism is None and reply.fault for reply in replies)
+    assert (designer.asked, designer.invalid) == (64, 64)
+    assert designer.design_batch(observations) == [o.mechanism or DEFAULT_MECHANISM for o in observations]
+    assert (designer.asked, designer.invalid) == (128, 128)
+    assert len({o.mechanism for o in observations}) > 10
+
+
+def test_a_valid_free_reply_is_played(small, observations, monkeypatch):
+    designer = LanguageDesigner(*small, constrained=False)
+    monkeypatch.setattr(designer.tokenizer, "batch_decode", lambda rows, **_: [INFORMED_GREEDY.to_text()] * len(rows))
+    assert designer.design_batch(observations[:3]) == [INFORMED_GREEDY] * 3 and designer.invalid == 0
+
+
+def test_what_an_observation_does_not_show_does_not_matter(small, observations):
+    full = next(o for o in observations if o.signals and o.round_number)
+    designer = LanguageDesigner(*small, temperature=1.0)
+    assert designer(full.published()) == designer(full.replace(signals=None, mechanism=None, reward=None))
+
+
+# Loading
+
+
+@pytest.fixture
+def folder(tmp_path, small):
+    for part in small:
+        part.save_pretrained(tmp_path / "designer")
+    return tmp_path / "designer"
+
+
+def test_a_folder_is_loaded(folder, small, observations):
+    loaded = LanguageDesigner.load(folder, temperature=1.0, seed=5)
+    assert loaded.design_batch(observations) == LanguageDesigner(*small, temperature=1.0, seed=5).design_batch(observations)
+    assert not loaded.model.training and loaded.constrained
+
+
+def test_the_designer_that_comes_along_is_the_default(folder, observations, monkeypatch):
+    monkeypatch.setattr(language, "data_dir", lambda: folder.parent)
+    assert LanguageDesigner.load()(observations[0]) == LanguageDesigner.load(str(folder))(observations[0])
+    monkeypatch.setattr(language, "data_dir", lambda: folder)
+    with pytest.raises(ValueError, match="no trained designer has come along: run `make train`"):
+        LanguageDesigner.load()
+
+
+def test_what_cannot_be_loaded_is_refused_in_one_sentence(folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="is no folder here and cannot be downloaded"):
+        LanguageDesigner.load("owner/model")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds adapter_config.json, left over from training"):
+        LanguageDesigner.load(folder)
+    (folder / "adapter_config.json").unlink()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="lacks weights"):
+        LanguageDesigner.load(folder)
+
+
+def test_importing_the_module_is_light():
+    code = "import sys, daedalus.language; print([m for m in ('torch', 'transformers', 'llguidance') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
