@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TREE := $(BIN)/python -c 'from daedalus.reproduce import tree_hash; print(tree_hash())'
 
-.PHONY: help reproduce test export bench clean
+.PHONY: help reproduce test train export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ test: $(READY) export ## everything CI checks: export, style, every notebook at 
 	  echo "Nothing changed since all tests passed; remove build/tests.passed to run them again."; \
 	else $(BIN)/python -m pytest -q tests && $(TREE) > build/tests.passed; fi
 
+train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
+	$(BIN)/daedalus train --profile small --output data/designer --record data/training/small-0.json
+
 export: $(READY) ## write daedalus/*.py and README.md from the notebooks
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
@@ -40,5 +43,5 @@ $(READY): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "DAEDALUS needs Python 3.11 or newer: try make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[search,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[search,train,dev]'
 	@touch $(READY)

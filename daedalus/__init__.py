@@ -10,12 +10,13 @@ __version__ = "0.1.0"
 
 
 def _compiled_code_folder() -> Path:
-    """Folder of the compiled market engine, named after the library's sources.
+    """Folder of the compiled market engine, named after the sources that mention compiled code.
 
     Numba keeps machine code on disk and recompiles a function when its own file changes, but not when a function
     it calls in another file does. With a folder for each version of the sources, no edit ever meets stale code.
     """
-    sources = b"".join(path.name.encode() + path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    modules = ((path.name.encode(), path.read_bytes()) for path in sorted(Path(__file__).parent.glob("*.py")))
+    sources = b"".join(name + text for name, text in modules if b"compiled" in text and name != b"_modidx.py")
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     existing = next(folder for folder in (caches, *caches.parents) if folder.exists())
     if not caches.is_absolute() or not os.access(existing, os.W_OK):
@@ -47,14 +48,18 @@ from .search import best_fixed, oracle  # noqa: E402
 
 __all__ = [
     "BEHAVIOUR", "BEST_FIXED", "Behaviour", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv", "FixedDesigner",
-    "INFORMED_GREEDY", "MarketState", "Mechanism", "MechanismError", "Observation", "Outcome", "Outcomes", "Population",
-    "PopulationError", "RandomDesigner", "best_fixed", "evaluate", "oracle", "paired", "play", "simulate", "suite",
-    "summary", "yardsticks",
+    "INFORMED_GREEDY", "LanguageDesigner", "MarketState", "Mechanism", "MechanismError", "Observation", "Outcome",
+    "Outcomes", "Population", "PopulationError", "RandomDesigner", "best_fixed", "evaluate", "oracle", "paired", "play",
+    "simulate", "suite", "summary", "yardsticks",
 ]
 
 
-def __getattr__(name: str) -> Mechanism:
-    """`BEST_FIXED`, read from the results when it is first asked for."""
+def __getattr__(name: str) -> object:
+    """What is made when it is first asked for: `BEST_FIXED` from the results, `LanguageDesigner` from its module."""
     if name == "BEST_FIXED":
         return best_fixed()
+    if name == "LanguageDesigner":
+        from .language import LanguageDesigner
+
+        return LanguageDesigner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REWARDS', 'SCORE_OF', 'KEPT', 'GrpoSettings', 'MarketRewards', 'spread_within', 'training_populations', 'prompt_rows',
-           'shared_logprobs', 'shared_prompt_trainer', 'trl_config', 'history_row', 'Phase', 'reinforce']
+           'shared_prompt_trainer', 'trl_config', 'history_row', 'Phase', 'reinforce']
 
 # %% ../nbs/10_grpo.ipynb #imports
 import time
@@ -20,6 +20,7 @@ from .bidders import Population
 from .language import LanguageDesigner, Reply, messages, sample_replies
 from .market import ROUNDS, WARM_UP
 from .schema import DEFAULT_MECHANISM, Number, Record, amount, whole
+from .sft import progress_bar, shared_logprobs
 from .states import draw_populations, outlook, restore, snapshot, visits
 
 if TYPE_CHECKING:
@@ -148,31 +149,6 @@ def prompt_rows(
             for at, observation in enumerate(visit.observations)]
     return [rows[at] | {"luck": int(at)} for at in rng.permutation(len(rows))[:needed]]
 
-# %% ../nbs/10_grpo.ipynb #shared-logprobs
-def shared_logprobs(
-    model: "PreTrainedModel",
-    tokens: "torch.Tensor",  # int64 [replies, length]: prompts, padded on the left, and replies, padded on the right
-    mask: "torch.Tensor",  # int64, the same shape: 1 where there is text
-    kept: int,  # tokens that belong to the reply
-    temperature: float,
-) -> tuple["torch.Tensor", "torch.Tensor"]:  # float [replies, kept] each
-    """The log-probability of each token of the replies, and the entropy there; equal prompts are read once."""
-    import torch
-    from transformers import DynamicCache
-
-    length, replies = tokens.shape[1] - kept, tokens[:, -kept:]
-    both, row = torch.cat([tokens[:, :-kept], mask[:, :-kept]], 1).unique(dim=0, return_inverse=True)
-    prompts, seen, cache = both[:, :length], both[:, length:], DynamicCache(config=model.config)
-    positions = (seen.cumsum(1) - 1).clamp(min=0)
-    first = model(input_ids=prompts, attention_mask=seen, position_ids=positions, past_key_values=cache,
-                  logits_to_keep=1).logits
-    cache.batch_select_indices(row)
-    after = positions[row, -1:] + torch.arange(1, kept, device=row.device)
-    seen = torch.cat([seen[row], torch.ones_like(replies[:, :-1])], 1)
-    rest = model(input_ids=replies[:, :-1], attention_mask=seen, position_ids=after, past_key_values=cache).logits
-    logprobs = (torch.cat([first[row], rest], 1) / temperature).log_softmax(-1)
-    return logprobs.gather(-1, replies[..., None])[..., 0], -(logprobs.exp() * logprobs).sum(-1)
-
 # %% ../nbs/10_grpo.ipynb #shared-prompt-trainer
 @cache
 def shared_prompt_trainer() -> type:
@@ -216,8 +192,8 @@ def trl_config(
         lr_scheduler_kwargs={"min_lr_rate": 0.1}, warmup_steps=settings.warm_up, adam_beta2=0.99, weight_decay=0.0,
         max_grad_norm=1.0, beta=settings.beta, temperature=1.0, scale_rewards=settings.scale,
         reward_weights=list(settings.weights), max_completion_length=reply_tokens, shuffle_dataset=False,
-        use_cpu=not gpu, bf16=gpu, gradient_checkpointing=False, seed=seed, data_seed=seed, logging_steps=1,
-        save_strategy="no", report_to="none", disable_tqdm=None, dataloader_pin_memory=gpu)
+        use_cpu=not gpu, bf16=gpu, activation_checkpointing=False, seed=seed, data_seed=seed, logging_steps=1,
+        save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=gpu)
 
 # %% ../nbs/10_grpo.ipynb #history
 KEPT = ("loss", "grad_norm", "learning_rate", "reward", "reward_std", "entropy", "kl", "frac_reward_zero_std",
@@ -299,6 +275,7 @@ def reinforce(
 ) -> Phase:
     """Train a model by GRPO in the states that it causes."""
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import GRPOTrainer
 
     start = time.perf_counter()
@@ -310,6 +287,8 @@ def reinforce(
                    train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     average = _average_callback(model, settings.averaging)
     trainer.add_callback(average)
+    trainer.add_callback(progress_bar("GRPO", "reward"))
+    trainer.remove_callback(PrinterCallback)
     timed = {}
     for method in ("_generate_single_turn", "_calculate_rewards"):
         _timed(trainer, method, timed)

@@ -140,6 +140,8 @@ def _environment(
     """Give the environment of a notebook's kernel for the time of a run, and put back what was there."""
     before = dict(os.environ)
     os.environ |= {"DAEDALUS_NOTEBOOK": str(path.resolve()), "PYTHONHASHSEED": "0", "JUPYTER_PREFER_ENV_PATH": "1"}
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1",
+                   "PYTHONWARNINGS": "ignore:IProgress not found,ignore::FutureWarning"}
     for kind, committed in (("results", data_dir() / "results"), ("figures", CHECKOUT / "paper" / "figures")):
         folder = committed if profile == "paper" else BUILD / kind / profile
         os.environ[f"DAEDALUS_{kind.upper()}_DIR"] = str(folder)
@@ -205,7 +207,8 @@ def inputs(
     code = notebook_code(path)
     code += "".join((PACKAGE / f"{name}.py").read_text(encoding="utf-8") for name in modules_used(code))
     named = set(re.findall(r"[\"']([\w.-]+)[\"']", code))
-    data = [folder / name for name in sorted(named) for folder in data_folders() if (folder / name).is_file()]
+    places = [folder / name for name in sorted(named - {"results"}) for folder in data_folders()]
+    data = [file for place in places for file in (sorted(place.iterdir()) if place.is_dir() else [place]) if file.is_file()]
     results = {file.stem: file for file in (data_dir() / "results").glob("*.json")}
     if profile != "paper":
         results |= {file.stem: file for file in (BUILD / "results" / profile).glob("*.json")}

@@ -289,7 +289,7 @@ def _spells(library, choose, people, keys, rng, names) -> tuple[np.ndarray, np.n
     return np.concatenate(inputs), np.concatenate(arms), rest_of_spell(np.array(rewards), np.array(ends[1:])).ravel()
 
 # %% ../nbs/07_search.ipynb #bandit
-WAVE, LANDMARKS = 50, 64   # episodes at a time; states that the features compare with
+WAVE, LANDMARKS = 50, 150   # episodes at a time; states that the features compare with
 
 
 def bandit(
@@ -299,8 +299,16 @@ def bandit(
     draw: Draw = draw_training_population,
 ) -> ContextualDesigner:
     "A designer that learned online, by Thompson sampling, from the rewards of what it played."
+    from threadpoolctl import threadpool_limits
+
     _check_rounds(rounds)
-    library, rng = find_library(rounds * 2 // 5, seed, draw), np.random.default_rng([seed, SPELL_BLOCK])
+    with threadpool_limits(1):   # the matrices are small: threads would only wait for each other
+        return _bandit(find_library(rounds * 2 // 5, seed, draw), rounds - rounds * 2 // 5, seed, names, draw)
+
+
+def _bandit(library, rounds, seed, names, draw) -> ContextualDesigner:
+    "Thompson sampling over the mechanisms of a library, with so many simulated rounds."
+    rng = np.random.default_rng([seed, SPELL_BLOCK])
 
     def wave(number, choose):
         "What the next episodes showed: states, arms, rewards."
@@ -312,7 +320,7 @@ def bandit(
     whitening = kernel.whitening()
     sampler = ThompsonSampler(len(library), len(whitening))
     sampler.update(kernel(inputs) @ whitening, arms, rewards - level)
-    for number in range(1, (rounds - rounds * 2 // 5) // (WAVE * EPISODE)):
+    for number in range(1, rounds // (WAVE * EPISODE)):
         inputs, arms, rewards = wave(number, lambda inputs: sampler.choose(kernel(inputs) @ whitening, rng))
         sampler.update(kernel(inputs) @ whitening, arms, rewards - level)
     model = KernelRidge(kernel, whitening @ sampler.mean.T, np.full(len(library), level))

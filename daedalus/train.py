@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Phase', 'RUNNERS', 'SftPhase', 'RftPhase', 'GrpoPhase', 'Profile', 'profiles', 'profile', 'save_policy',
-           'restore_policy', 'Place', 'phase_folders', 'run_phases', 'AsPublished', 'held_out_rewards', 'stage_name',
-           'train', 'report_rows']
+           'restore_policy', 'Place', 'phase_folders', 'run_phases', 'AsPublished', 'held_out_rewards', 'history_table',
+           'stage_name', 'train', 'report_rows']
 
 # %% ../nbs/10_train.ipynb #imports
 import json
@@ -35,6 +35,7 @@ from .sft import FineTuneSettings, design_pairs, fine_tune
 from .states import draw_populations
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # %% ../nbs/10_train.ipynb #phases
@@ -307,6 +308,18 @@ def held_out_rewards(
                 "distinct": int(table["mechanism"].nunique())}
     return found
 
+# %% ../nbs/10_train.ipynb #history-table
+def history_table(
+    phases: Sequence[dict],  # what the phases told, as `run_phases` hands it out
+) -> "pd.DataFrame":  # columns: phase, kind, step (from 1, over the whole training), and what the phases logged
+    """Every optimiser step of a training; a phase that does not log a column leaves it empty."""
+    import pandas as pd
+
+    rows = [{"phase": told["number"], "kind": told["kind"], **row} for told in phases for row in told["history"]]
+    table = pd.DataFrame(rows)
+    table.insert(2, "step", np.arange(1, len(table) + 1))
+    return table
+
 # %% ../nbs/10_train.ipynb #stage-name
 def stage_name(
     profile: Profile,
@@ -368,6 +381,9 @@ def train(
         _export(chosen, seed, folder, output, reports)
     finally:
         torch.set_num_threads(threads)
+    table = history_table(phases)
+    write_text(output / "training_history.csv", table.to_csv(index=False, float_format="%.6g"))
+    write_text(output / "training_history.json", table.to_json(orient="records", double_precision=6, indent=1) + "\n")
     write_text(work / "record.json", json.dumps(record) + "\n")
     return record
 

@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 
 import daedalus as dd
-from daedalus.evaluate import boxplot, inference, interquartile_range, paired, published, summary, worst_fifth, yardsticks
+from daedalus.evaluate import (
+    COLOURS, adaptation, adaptation_plot, boxplot, inference, interquartile_range, lever_map, levers, paired, published,
+    recorded, share_of_gap, summary, training_table, worst_fifth, yardsticks)
 from daedalus.market import simulate
 
 COMMAND = [sys.executable, "-c", "from daedalus.cli import main; main()"]
@@ -46,6 +48,70 @@ def test_statistics_of_a_known_table():
         paired(table, "none")
 
 
+def by_hand(**rewards):
+    """A table as `evaluate` returns it, from the rewards of each designer."""
+    return pd.DataFrame([{"designer": name.replace("_", " "), "episode": e, "at": e % 5, "reward": r}
+                         for name, rs in rewards.items() for e, r in enumerate(rs)])
+
+
+def test_a_share_is_the_ratio_of_mean_differences():
+    table = by_hand(low=[0.0, 0.2, 0.4], mine=[0.3, 0.5, 0.4], high=[0.4, 1.0, 1.0], other=[0.4, 1.0, 1.0])
+    shares = share_of_gap(table, "low", "high")
+    assert shares.loc["mine", "share"] == pytest.approx((0.4 - 0.2) / (0.8 - 0.2))
+    assert shares.loc["other"].tolist() == pytest.approx([1, 1, 1])
+    # Each episode's own share is 3/4, 3/8 or 0: a resample lies between the extremes, and so do the ends.
+    assert 0 <= shares.loc["mine", "low"] < 1 / 3 < shares.loc["mine", "high"] <= 0.75
+
+
+def test_the_interval_of_a_share_is_paired():
+    """Luck that all three share cancels: a designer always half-way is at 1/2 in every resample."""
+    luck = np.random.default_rng(0).normal(0, 0.3, 50)
+    gap = np.random.default_rng(1).uniform(0.1, 0.2, 50)
+    shares = share_of_gap(by_hand(low=luck, mine=luck + gap / 2, high=luck + gap), "low", "high")
+    assert shares.loc["mine"].tolist() == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_episodes_that_only_one_played_do_not_count():
+    table = by_hand(low=[0.0, 0.0, 9.0], mine=[0.5, 0.5], high=[1.0, 1.0, 9.5])
+    assert share_of_gap(table, "low", "high").loc["mine", "share"] == pytest.approx(0.5)
+    assert paired(table, "low").loc["mine", "difference"] == pytest.approx(0.5)
+
+
+def test_a_gap_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="'low' does not earn more than 'high'"):
+        share_of_gap(by_hand(low=[0.1], high=[0.2]), "high", "low")
+    with pytest.raises(ValueError, match="reference must be one of low, high, not 'none'"):
+        share_of_gap(by_hand(low=[0.1], high=[0.2]), "low", "none")
+
+
+def a_record(seed, **rewards):
+    """A record of a training with two stages, which earn the same everywhere."""
+    places = [f"{suite}, {seen}" for suite in ("stages", "open") for seen in ("signals", "published")]
+    return {"seed": seed, "reports": {stage: {"rounds": 1000 * at, "invalid": 0.0, **{
+        place: {"rewards": rewards[stage], "by step": [], "distinct": at + 1} for place in places}}
+        for at, stage in enumerate(rewards)}}
+
+
+def test_the_table_of_trainings_is_what_one_computes_by_hand():
+    known = by_hand(informed_greedy=[0.1, 0.2, 0.3], best_fixed=[0.2, 0.2, 0.5], oracle=[0.5, 0.4, 0.6])
+    known["designer"] = known["designer"].replace("informed greedy", "informed-greedy")
+    records = [a_record(0, SFT=[0.1, 0.1, 0.1], GRPO=[0.4, 0.3, 0.5]), a_record(1, SFT=[0.1, 0.1, 0.1], GRPO=[0.5, 0.4, 0.6])]
+    table = training_table(records, {"stages": known, "open": known}, 200)
+    assert len(table) == 2 * 2 * 2 * 2
+    row = table.query("seed == 0 and stage == 'GRPO' and suite == 'open' and observation == 'published'").iloc[0]
+    assert (row["rounds"], row["distinct"]) == (1000, 2)
+    assert row[["R", "over informed-greedy", "over best fixed", "share of gap"]].tolist() == pytest.approx([0.4, 0.2, 0.1, 0.5])
+    assert (row["over best fixed low"], row["over best fixed high"]) == pytest.approx((0.0, 0.2))
+    best = table.query("seed == 1 and stage == 'GRPO'")
+    assert best["share of gap low"].tolist() == pytest.approx([1] * 4)
+
+
+def test_a_recorded_stage_takes_the_place_of_a_designer():
+    table = recorded(a_record(0, SFT=[0.1] * 7), "SFT", "stages", name="SFT only")
+    assert table["at"].tolist() == [0, 1, 2, 3, 4, 0, 1] and set(table["designer"]) == {"SFT only"}
+    assert table["population"].iloc[6] == str(dd.Population.stage(1))
+
+
 def test_intervals_cover():
     """About 95 of 100 bootstrap intervals of a mean of 40 normal numbers hold the true mean."""
     rng = np.random.default_rng(2)
@@ -65,6 +131,38 @@ def test_published_baselines_are_reproduced(name):
     assert interquartile_range(table["reward"].to_numpy()) == pytest.approx(numbers[f"{name} IQR"]["value"], abs=0.06)
 
 
+def test_levers_are_means_and_shares():
+    rules = dd.DEFAULT_MECHANISM, dd.INFORMED_GREEDY
+
+    def alternating(observation):
+        return rules[observation.round_number % 2]
+
+    table = levers(alternating, "stages", episodes=5, steps=4)
+    assert table.index[4] == f"4: {dd.Population.stage(4)}" and (table["distinct"] == 2).all()
+    row = table.iloc[0]
+    assert row["reserve_price"] == pytest.approx(0.14) and row["collusion_penalty"] == pytest.approx(0.95)
+    assert row["reveal_winner_identity"] == 0.5 and row["reveal_clearing_price"] == 1
+    assert (row["coalition_policy: allow"], row["coalition_policy: penalize_suspected"]) == (0.5, 0.5)
+    assert row["auction_type: second_price"] == 1
+    axes = lever_map(table)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(table.index)
+
+
+def test_adaptation_is_the_mean_of_each_step():
+    designers = {"informed-greedy": dd.FixedDesigner(dd.INFORMED_GREEDY)}
+    people = [dd.Population.stage(1)]
+    table = adaptation(designers, people, episodes=6, seed=2, steps=3, resamples=100)
+    rewards = simulate(dd.INFORMED_GREEDY, people[0], [(2, e) for e in range(6)], 3).reward
+    assert table["step"].tolist() == [1, 2, 3] and table["mean"].tolist() == pytest.approx(rewards.mean(0).tolist())
+    assert (table["low"] < table["mean"]).all() and (table["mean"] < table["high"]).all()
+    axes = adaptation_plot(table)
+    assert axes.get_legend() is not None and axes.lines[0].get_color() == COLOURS["informed-greedy"]
+
+
+def test_every_designer_has_a_colour_of_its_own():
+    assert len(set(COLOURS.values())) == len(COLOURS)
+
+
 def test_the_figure_shows_every_designer_and_the_published_values():
     import matplotlib.container
 
@@ -78,21 +176,24 @@ def test_the_figure_shows_every_designer_and_the_published_values():
 def test_inference_writes_what_it_says(tmp_path, capsys):
     record = inference(10, True, output=tmp_path / "r.json", seed=4)
     assert json.loads((tmp_path / "r.json").read_text()) == record
-    assert {name: len(rewards) for name, rewards in record["rewards"].items()} == dict.fromkeys(yardsticks(), 10)
-    assert "informed-greedy answers in its place" in capsys.readouterr().out
-    assert inference(10, True, output=tmp_path / "again.json", seed=4) == record
+    assert {name: len(rewards) for name, rewards in record["rewards"].items()} == dict.fromkeys([*yardsticks(), "trained"], 10)
+    assert record["replies"] == 101 and record["invalid replies"] == 0
+    assert "invalid replies: 0 of 101" in capsys.readouterr().out
+    again = inference(10, True, output=tmp_path / "again.json", seed=4)
+    assert again == record
 
 
-def test_one_shot_shows_prompt_and_mechanism(tmp_path, capsys):
-    inference(output=tmp_path / "r.json")
-    out = capsys.readouterr().out
-    assert "round_number: 0 / 10" in out and dd.Mechanism.from_text(out.split("JSON only.")[1]) == dd.INFORMED_GREEDY
+def test_without_baseline_only_the_trained_designer_plays(tmp_path):
+    record = inference(2, output=tmp_path / "r.json", constrained=False)
+    assert list(record["rewards"]) == ["trained"] and record["paired"] == {} and record["constrained"] is False
+    assert record["replies"] == 21 and 0 <= record["invalid replies"] <= 21
 
 
 @pytest.mark.parametrize("options, says", [
     (["--n-episodes", "0"], "--n-episodes must be 1 or more, not 0"),
     (["--suite", "nowhere"], "suite must be one of stages, open, not 'nowhere'"),
-    (["--repo-id", "some/model"], "repo_id 'some/model' cannot be loaded"),
+    (["--repo-id", "some/model"], "model 'some/model' is no folder here and cannot be downloaded"),
+    (["--repo-id", "no such model"], "model 'no such model' is neither a folder here nor a hub id"),
     (["--output", "missing/folder/r.json"], "cannot be written"),
 ])
 def test_bad_input_ends_in_one_sentence_and_code_2(options, says, tmp_path):

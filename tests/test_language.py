@@ -179,7 +179,8 @@ def test_greedy_replies_are_those_of_generate(any_model, observations):
     found = sample_replies(model, tokenizer, prompts, samples=2, temperature=0, longest=12)
     for prompt, texts, tokens in zip(prompts, found.texts, found.tokens):
         read = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
-        expected = model.generate(read, max_new_tokens=12, do_sample=False, pad_token_id=0)[0, read.shape[1]:]
+        expected = model.generate(read, attention_mask=torch.ones_like(read), max_new_tokens=12, do_sample=False,
+                                  pad_token_id=tokenizer.eos_token_id)[0, read.shape[1]:]
         assert torch.equal(tokens[0, :len(expected)], expected) and torch.equal(tokens[0], tokens[1])
         assert texts == [tokenizer.decode(expected, skip_special_tokens=True)] * 2
 
@@ -261,7 +262,8 @@ def test_untrained_models_reply_with_mechanisms_under_the_constraint(any_model, 
                            generator=generator(), constraint=matcher)
     for texts in found.texts:
         assert [Mechanism.from_text(text).to_text() for text in texts] == texts
-    free = sample_replies(model, tokenizer, prompts_of(tokenizer, observations[:4]), 4, temperature, generator=generator())
+    free = sample_replies(model, tokenizer, prompts_of(tokenizer, observations[:4]), 4, temperature,
+                          generator=generator())
     assert sum(Reply.read(text).mechanism is not None for texts in free.texts for text in texts) < 4
 
 
@@ -293,6 +295,11 @@ def test_an_answer_belongs_to_the_observation(small, observations, temperature):
     assert [designer(observation) for observation in observations[:3]] == together[:3]
     assert designer.design_batch([]) == []
     assert designer.invalid == 0 and designer.asked == 2 * len(observations) + 3
+
+
+def test_a_designer_refuses_a_negative_temperature(small, observations):
+    with pytest.raises(ValueError, match="temperature must be a number of at least 0, not -0.5"):
+        LanguageDesigner(*small, temperature=-0.5).replies(observations[:1])
 
 
 def test_seeds_differ_only_where_something_is_drawn(small, observations):
@@ -337,7 +344,8 @@ def folder(tmp_path, small):
 
 def test_a_folder_is_loaded(folder, small, observations):
     loaded = LanguageDesigner.load(folder, temperature=1.0, seed=5)
-    assert loaded.design_batch(observations) == LanguageDesigner(*small, temperature=1.0, seed=5).design_batch(observations)
+    known = LanguageDesigner(*small, temperature=1.0, seed=5)
+    assert loaded.design_batch(observations) == known.design_batch(observations)
     assert not loaded.model.training and loaded.constrained
 
 
@@ -363,5 +371,6 @@ def test_what_cannot_be_loaded_is_refused_in_one_sentence(folder, monkeypatch):
 
 
 def test_importing_the_module_is_light():
-    code = "import sys, daedalus.language; print([m for m in ('torch', 'transformers', 'llguidance') if m in sys.modules])"
+    heavy = "torch", "transformers", "llguidance"
+    code = f"import sys, daedalus.language; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

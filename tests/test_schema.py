@@ -360,6 +360,28 @@ def test_reading_work_grows_with_the_length_of_the_reply(junk, monkeypatch):
     assert work(400_000) <= 11 * max(work(40_000), 1) and work(400_000) < 3 * 400_000
 
 
+# Text for language models
+
+def test_text_for_language_models_has_two_decimals():
+    assert INFORMED_GREEDY.to_text() == (
+        '{"auction_type":"second_price","reserve_price":0.18,"reveal_reserve":false,"reveal_competing_bids":false,'
+        '"reveal_winner_identity":true,"reveal_clearing_price":true,"reveal_bid_distribution":false,'
+        '"shill_penalty":1.20,"withdrawal_penalty":0.60,"collusion_penalty":1.90,'
+        '"coalition_policy":"penalize_suspected"}')
+
+
+@given(st.integers(0, 2**32))
+def test_amounts_of_two_decimals_survive_the_text(seed):
+    m = Mechanism.random(seed)
+    assert Mechanism.from_text(m.to_text()) == m
+
+
+@given(mechanisms)
+def test_other_amounts_are_rounded_and_stay_in_their_range(m):
+    again = Mechanism.from_text(m.to_text())
+    assert again.to_text() == m.to_text() and np.abs(again.to_array() - m.to_array()).max() <= 0.005 + 1e-12
+
+
 # Outcomes and observations
 
 @given(observations)
@@ -382,6 +404,7 @@ def test_prompt_hides_reward_and_shows_every_score_in_two_decimals(obs):
     assert lines[0] == f'round_number: {obs.round_number} / {obs.episode_length}'
     assert lines[1].count('welfare:') == len(obs.market_outcomes) and lines[-1] == 'Respond with the JSON only.'
     assert len(lines) == 3 + len(obs.signals or {}) + (obs.mechanism is not None)
+    assert obs.mechanism is None or lines[-2] == f'last_mechanism: {obs.mechanism.to_text()}'
     assert '-0.00' not in prompt
 
 

@@ -1,0 +1,112 @@
+"""The training pipeline: profiles, resuming after a kill, and what it leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the train extra")
+
+from transformers import AutoModelForCausalLM
+
+from daedalus.schema import Mechanism
+from daedalus.train import (
+    AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train)
+
+
+@pytest.mark.parametrize("name", profiles())
+def test_every_profile_is_valid_and_begins_with_the_shape(name):
+    assert profile(name).phases[0].kind == "sft"
+
+
+def test_the_card_profile_has_the_published_hyperparameters():
+    chosen = profile("card")
+    grpo = chosen.phases[-1].settings
+    assert (chosen.policy.base_model, chosen.policy.lora_rank, chosen.policy.quantisation) == (
+        "Qwen/Qwen2.5-1.5B-Instruct", 16, "nf4")
+    assert (grpo.generations, grpo.steps, grpo.batch_size, grpo.accumulation, grpo.learning_rate) == (4, 50, 4, 2, 5e-6)
+    assert chosen.phases[0].tuning.steps == 300 and grpo.weights == (1, 1, 1, 1)
+
+
+def test_an_unknown_profile_is_one_sentence():
+    with pytest.raises(ValueError, match="profile must be one of small, .*, not 'smal'"):
+        profile("smal")
+
+
+def test_stage_names_and_progress():
+    chosen = profile("small")
+    names = [stage_name(chosen, number) for number in range(len(chosen.phases))]
+    assert [name for name in names if name] == ["SFT", "SFT+RFT", "SFT+RFT+GRPO"] and names[-1] == "SFT+RFT+GRPO"
+    grpo = [p for phase, p in zip(chosen.phases, chosen.progress) if phase.kind == "grpo"]
+    assert grpo[0] == 0 and grpo == sorted(grpo) and grpo[-1] < 1
+
+
+SCRIPT = "import sys; from daedalus.train import train; train('smoke', 3, sys.argv[1], episodes=5)"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    work = tmp_path_factory.mktemp("uninterrupted")
+    return work, train("smoke", 3, work, episodes=5)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(uninterrupted, tmp_path):
+    done, record = uninterrupted
+    first = phase_folders(profile("smoke"), tmp_path)[0]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 300
+    while not first.exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert first.exists() and not (tmp_path / "record.json").exists(), "the kill came too early or too late"
+    again = train("smoke", 3, tmp_path, episodes=5)
+    assert weights(tmp_path / "designer") == weights(done / "designer")
+    assert again["reports"] == record["reports"]
+    assert [p["history"] for p in again["phases"]] == [p["history"] for p in record["phases"]]
+
+
+def test_a_changed_profile_keeps_the_phases_before_the_change(uninterrupted):
+    work, record = uninterrupted
+    chosen = profile("smoke")
+    changed = chosen.replace(phases=(*chosen.phases[:2], chosen.phases[2].replace(
+        settings=chosen.phases[2].settings.replace(steps=1))))
+    told = [told for _, told in run_phases(changed, work, 3)]
+    assert told[:2] == record["phases"][:2] and len(told[2]["history"]) == 1
+
+
+def test_what_a_training_leaves_behind(uninterrupted):
+    work, record = uninterrupted
+    designer = work / "designer"
+    AutoModelForCausalLM.from_pretrained(designer)
+    assert not list(designer.glob("adapter*")) and "SFT+RFT+GRPO" in (designer / "README.md").read_text()
+    table = history_table(record["phases"])
+    assert len(table) == sum(len(p["history"]) for p in record["phases"]) and table["step"].is_monotonic_increasing
+    assert (designer / "training_history.csv").read_text().count("\n") == len(table) + 1
+    assert len(json.loads((designer / "training_history.json").read_text())) == len(table)
+    rows = report_rows(record["reports"])
+    assert [row["stage"] for row in rows] == ["SFT", "SFT+RFT", "SFT+RFT+GRPO"]
+    assert rows[0]["rounds"] == 0 and rows[1]["rounds"] > 100_000
+
+
+def test_as_published_hides_what_is_not_published():
+    class Sees:
+        def design_batch(self, observations):
+            assert all(o.signals is None and o.mechanism is None for o in observations)
+            return [Mechanism()] * len(observations)
+
+    from daedalus.bidders import Population
+    from daedalus.env import DaedalusEnv
+
+    assert AsPublished(Sees())(DaedalusEnv(Population.stage(2)).reset()) == Mechanism()
