@@ -267,8 +267,7 @@ def train(
     _check_push(push)
     if record:
         check_output(record)
-    base = {"base_model": base_model} if base_model else {}
-    told = trainer.train(profile, seed, work, output, episodes, **base)
+    told = trainer.train(profile, seed, work, output, episodes, base_model)
     if record:
         write_text(record, json.dumps(told) + "\n")
     _show_reports(told["reports"], output)

@@ -358,6 +358,7 @@ def train(
     work: str | Path | None = None,  # folder of the phases; None: build/training/NAME-SEED
     output: str | Path | None = None,  # folder of the trained designer; None: `designer` in `work`
     episodes: int = 400,  # held-out episodes of each suite in a report
+    base_model: str | None = None,  # a folder or hub id to train instead of the profile's base
 ) -> dict:  # the record, also written to `record.json` in `work`
     """Train a designer by a profile, or go on training it; export it, and keep a record of how it went.
 
@@ -365,8 +366,13 @@ def train(
     """
     import torch
 
+    from daedalus.export import check_target
+
     chosen, work = profile(name), Path(work or f"build/training/{name}-{seed}")
+    if base_model:
+        chosen = chosen.replace(policy=chosen.policy.replace(base_model=base_model))
     output = Path(output) if output else work / "designer"
+    check_target(output)
     phases, reports, rounds = [], {}, 0
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums on several threads would round differently on another machine

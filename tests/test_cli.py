@@ -1,4 +1,4 @@
-"""The command line as a stranger meets it: help, mistakes, dry runs, training and inference in processes of their own."""
+"""The command line as a stranger meets it: help, mistakes, dry runs, a small training, and inference."""
 
 import json
 import os
@@ -95,11 +95,11 @@ def test_the_published_recipe_has_the_published_parameters(tmp_path):
     assert "memory: 1.8 GiB" in out and list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_of_another_base_counts_that_base(tmp_path):
+def test_a_dry_run_of_another_base_counts_that_base():
     import torch
     from safetensors.torch import load_file
 
-    out = run("train", "--profile", "smoke", "--base-model", DESIGNER, "--dry-run", cwd=tmp_path).stdout
+    out = CliRunner().invoke(app, ["train", "--profile", "smoke", "--base-model", str(DESIGNER), "--dry-run"]).stdout
     total = sum(map(torch.numel, load_file(DESIGNER / "model.safetensors").values()))
     assert f"parameters: {total:,} in all, {total:,} trained (100.00 %)" in out
 
@@ -199,7 +199,7 @@ def copy_of_the_designer(folder):
 
 
 @pytest.mark.parametrize(("spoil", "says"), [
-    (lambda folder: (folder / "adapter_config.json").write_text("{}"), "holds adapter_config.json, left over from train"),
+    (lambda folder: (folder / "adapter_config.json").write_text("{}"), "holds adapter_config.json, left over"),
     (lambda folder: (folder / "model.safetensors").unlink(), "lacks weights: model.safetensors is missing"),
     (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
 ], ids=["adapter", "weights", "config"])

@@ -128,6 +128,26 @@ def test_the_first_loss_is_that_of_the_replies_alone(rows, tmp_path):
     assert log[0]["loss"] == pytest.approx(total / count, rel=1e-5) and log[0]["grad_norm"] > 0
 
 
+def test_replies_to_one_prompt_are_learned_like_any_others(rows, tmp_path):
+    def twice(prompts):
+        return [{"prompt": prompts[at]["prompt"], "completion": row["completion"]} for at, row in enumerate(rows[:8])]
+
+    full = next(row for row in rows if "last_mechanism" in row["prompt"][1]["content"])
+    short = next(row for row in rows if "last_mechanism" not in row["prompt"][1]["content"])
+    batch, model, plain = twice([full, short, full, full, short, full, full, short]), tiny(), tiny()
+    log = fine_tune(model, TOKENIZER, batch, FineTuneSettings(steps=1, batch_size=8), tmp_path)
+    total, count = 0, 0
+    for row in batch:
+        prompt = TOKENIZER(chat_text(TOKENIZER, row["prompt"]))["input_ids"]
+        reply = TOKENIZER(row["completion"][0]["content"] + "<|end|>")["input_ids"]
+        logs = plain(torch.tensor([prompt + reply])).logits[0].log_softmax(-1)
+        total = total - logs[len(prompt) - 1:-1].gather(1, torch.tensor(reply)[:, None]).sum()
+        count += len(reply)
+    (total / count).backward()
+    length = torch.cat([parameter.grad.flatten() for parameter in plain.parameters()]).norm().item()
+    assert (log[0]["loss"], log[0]["grad_norm"]) == pytest.approx(((total / count).item(), length), rel=1e-4)
+
+
 def test_a_fine_tuned_model_is_copied_and_saved_like_any_other(rows, tmp_path):
     model = tiny()
     fine_tune(model, TOKENIZER, rows[:16], FineTuneSettings(steps=1, batch_size=8), tmp_path / "work")
