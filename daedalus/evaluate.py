@@ -213,14 +213,14 @@ def training_records(
 ) -> list[dict]:             # by seed, as `daedalus.train.train` returns them
     "The committed records of trainings."
     return [json.loads(file.read_text(encoding="utf-8"))
-            for file in sorted((data_dir() / "training").glob(f"{profile}-*.json"))]
+            for file in sorted((data_dir() / "training").glob(f"{profile}-[0-9]*.json"))]
 
 # %% ../nbs/11_evaluate.ipynb #recorded
 def recorded(
     record: dict,      # as `daedalus.train.train` returns it
     stage: str,        # of the training, such as "SFT"
     suite: str,        # a suite's name
-    observation: str = "signals", # what was read: "signals" or "published"
+    observation: str = "signals", # what was read: "signals", "published", or "sampled" for replies at temperature 1
     name: str | None = None,      # of the designer in the table; None: the stage's
 ) -> "pd.DataFrame":   # columns `designer`, `episode`, `at`, `population` and `reward`
     "The held-out episodes of a stage of training as `evaluate` shows them, played with seed 0."

@@ -8,15 +8,15 @@ __all__ = ['REWARDS', 'SCORE_OF', 'KEPT', 'GrpoSettings', 'MarketRewards', 'spre
 
 # %% ../nbs/10_grpo.ipynb #imports
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from .env import curriculum
 from .bidders import Population
+from .env import curriculum
 from .language import LanguageDesigner, Reply, messages, sample_replies
 from .market import ROUNDS, WARM_UP
 from .schema import DEFAULT_MECHANISM, Number, Record, amount, whole
@@ -24,7 +24,6 @@ from .sft import progress_bar, shared_logprobs
 from .states import draw_populations, outlook, restore, snapshot, visits
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import GRPOConfig, GRPOTrainer
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Phase', 'RUNNERS', 'SftPhase', 'RftPhase', 'GrpoPhase', 'Profile', 'profiles', 'profile', 'save_policy',
-           'restore_policy', 'Place', 'phase_folders', 'run_phases', 'AsPublished', 'held_out_rewards', 'history_table',
-           'stage_name', 'train', 'report_rows']
+           'restore_policy', 'Place', 'phase_folders', 'run_phases', 'AsPublished', 'AskedOnce', 'held_out_rewards',
+           'history_table', 'stage_name', 'train', 'report_rows']
 
 # %% ../nbs/10_train.ipynb #imports
 import json
@@ -162,7 +162,7 @@ def _archive(
     place: Place,
 ) -> list[Mechanism]:
     """Mechanisms that a search found good on training populations; found once for a training."""
-    file = place.work / "archive.json"
+    file = place.work / f"archive-{place.profile.archive_rounds}-{place.seed}.json"
     if not file.exists():
         found = find_library(place.profile.archive_rounds, place.seed, draw=lambda rng: draw_populations(1, rng)[0])
         write_text(file, json.dumps([dict(mechanism) for mechanism in found]))
@@ -290,19 +290,33 @@ class AsPublished(Designer):
         return self.design_batch([observation])[0]
 
 
+@dataclass(frozen=True)
+class AskedOnce(Designer):
+    """A designer that is asked at the beginning of an episode, and held to its answer."""
+
+    designer: Designer
+
+    def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
+        answers = iter(self.designer.design_batch([o for o in observations if not o.round_number]))
+        return [o.mechanism if o.round_number else next(answers) for o in observations]
+
+    def __call__(self, observation: Observation) -> Mechanism:
+        return self.design_batch([observation])[0]
+
+
 def held_out_rewards(
-    designer: Designer,
+    players: dict[str, Designer],  # by how the designer is asked
     episodes: int,  # of each suite: episode e faces population e modulo their number
     seed: int = 0,  # of the markets
-) -> dict[str, dict]:  # by suite and kind of observation: rewards, mean by step, and distinct mechanisms
+) -> dict[str, dict]:  # by "suite, how": rewards of the episodes, mean by step, and distinct mechanisms
     """What a designer earns on the held-out episodes."""
     found = {}
     for name in SUITES:
         people = suite(name)
         faced, keys = [people[e % len(people)] for e in range(episodes)], [(seed, e) for e in range(episodes)]
-        for kind, player in (("signals", designer), ("published", AsPublished(designer))):
+        for how, player in players.items():
             table = play(player, faced, keys)
-            found[f"{name}, {kind}"] = {
+            found[f"{name}, {how}"] = {
                 "rewards": table.groupby("index")["reward"].mean().round(5).to_list(),
                 "by step": table.groupby("step")["reward"].mean().round(5).to_list(),
                 "distinct": int(table["mechanism"].nunique())}
@@ -345,10 +359,13 @@ def _report(
     """What a stage of the training reached; kept in the phase's folder."""
     file = folder / f"report-{episodes}.json"
     if not file.exists():
-        designer = LanguageDesigner(*restore_policy(settings, seed, folder), constrained=False)
-        designer.model.eval()
-        found = held_out_rewards(designer, episodes)
-        write_text(file, json.dumps(found | {"invalid": designer.invalid / designer.asked}))
+        model, tokenizer = restore_policy(settings, seed, folder)
+        likely = LanguageDesigner(model.eval(), tokenizer, constrained=False)
+        sampled = LanguageDesigner(model, tokenizer, constrained=False, temperature=1.0, seed=seed)
+        players = {"signals": likely, "published": AsPublished(likely), "sampled": AskedOnce(sampled)}
+        found = held_out_rewards(players, episodes)
+        invalid = {"invalid": likely.invalid / likely.asked, "invalid sampled": sampled.invalid / sampled.asked}
+        write_text(file, json.dumps(found | invalid))
     return json.loads(file.read_text(encoding="utf-8"))
 
 # %% ../nbs/10_train.ipynb #train
@@ -387,9 +404,8 @@ def train(
         _export(chosen, seed, folder, output, reports)
     finally:
         torch.set_num_threads(threads)
-    table = history_table(phases)
-    write_text(output / "training_history.csv", table.to_csv(index=False, float_format="%.6g"))
-    write_text(output / "training_history.json", table.to_json(orient="records", double_precision=6, indent=1) + "\n")
+    write_text(output / "training_history.csv", history_table(phases).to_csv(index=False, float_format="%.6g"))
+    write_text(output / "training_history.json", json.dumps([[told["kind"], told["history"]] for told in phases]) + "\n")
     write_text(work / "record.json", json.dumps(record) + "\n")
     return record
 
