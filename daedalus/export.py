@@ -249,6 +249,8 @@ JSON. It was trained with DAEDALUS, on simulated markets of adaptive and adversa
 
 R, between 0 and 1, is the mean over the rounds of an episode of welfare x fairness x participation x stability.
 Intervals cover 95 %. A row counts the market rounds that were simulated for training up to and with that stage.
+With *signals* it reads what the market shows of its population and its own last mechanism; as *published* it reads
+neither; *sampled* means with signals, asked once in an episode at temperature 1 and held to the answer.
 
 ## Use
 
