@@ -94,7 +94,9 @@ def test_what_a_training_leaves_behind(uninterrupted):
     table = history_table(record["phases"])
     assert len(table) == sum(len(p["history"]) for p in record["phases"]) and table["step"].is_monotonic_increasing
     assert (designer / "training_history.csv").read_text().count("\n") == len(table) + 1
-    assert len(json.loads((designer / "training_history.json").read_text())) == len(table)
+    history = json.loads((designer / "training_history.json").read_text())
+    assert [kind for kind, _ in history] == ["sft", "rft", "grpo"]
+    assert sum(len(rows) for _, rows in history) == len(table)
     rows = report_rows(record["reports"])
     assert [row["stage"] for row in rows] == ["SFT", "SFT+RFT", "SFT+RFT+GRPO"]
     assert rows[0]["rounds"] == 0 and rows[1]["rounds"] > 100_000
