@@ -10,6 +10,7 @@ __all__ = ['TARGETS', 'TOKENIZERS', 'DOWNLOADED', 'ARCHITECTURES', 'NF4_BYTES', 
 # %% ../nbs/08_policy.ipynb #imports
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -319,7 +320,9 @@ def _unsloth():  # unsloth.FastLanguageModel, or None
     if _device() == "cpu": return None
     try:
         from unsloth import FastLanguageModel
-    except (ImportError, NotImplementedError):
+    except (ImportError, NotImplementedError) as error:   # absent, or it refuses this card: plain loading does as well
+        if importlib.util.find_spec("unsloth"):
+            warnings.warn(f"Unsloth cannot work here, plain loading is used: {error}", stacklevel=2)
         return None
     return FastLanguageModel
 
