@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TREE := $(BIN)/python -c 'from daedalus.reproduce import tree_hash; print(tree_hash())'
 
-.PHONY: help reproduce test train export bench clean
+.PHONY: help reproduce test train serve export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: $(READY) export ## everything CI checks: export, style, every notebook at 
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
 	$(BIN)/daedalus train --profile small --output data/designer --record data/training/small-0.json
 
+serve: $(READY) ## the market, the designer and the arena at http://127.0.0.1:7860; Ctrl-C ends it
+	$(BIN)/daedalus serve
+
 export: $(READY) ## write daedalus/*.py and README.md from the notebooks
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
@@ -43,5 +46,5 @@ $(READY): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "DAEDALUS needs Python 3.11 or newer: try make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[search,train,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[search,train,serve,dev]'
 	@touch $(READY)

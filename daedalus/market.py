@@ -10,7 +10,7 @@ __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'VALUES', 'ENTRY', 'CHOICE', '
            'enter_floor', 'enter', 'choose', 'ring_meets', 'ring_leaders', 'lifted', 'draw_bids', 'list_bids',
            'unit_value', 'sell_again', 'trade', 'pay_shill', 'best_welfare', 'ring_saving', 'look_back',
            'trade_session', 'audit', 'learn_arms', 'learn_beliefs', 'participation', 'mean_shading', 'write_scores',
-           'session', 'play', 'advance', 'Outcomes', 'step', 'open_market', 'simulate']
+           'session', 'play', 'advance', 'Outcomes', 'outcomes_of', 'step', 'open_market', 'simulate']
 
 # %% ../nbs/04_market.ipynb #imports
 import math
@@ -648,10 +648,10 @@ class Outcomes(NamedTuple):
     hidden: np.ndarray         # [..., HIDDEN]: what it may not
 
 
-def _outcomes(
+def outcomes_of(
     state: MarketState,
-    scores: np.ndarray, # [batch, rounds, METRICS]
-) -> Outcomes:
+    scores: np.ndarray, # [batch, rounds, METRICS], as `advance` returned them
+) -> Outcomes:          # arrays [batch]
     "The mean over the last SCORED rounds, by name."
     mean = scores[:, -SCORED:].mean(1)
     known, split = len(SCORES), len(METRICS) - len(HIDDEN)
@@ -664,7 +664,7 @@ def step(
     behaviour: Behaviour = BEHAVIOUR,
 ) -> Outcomes:          # arrays [batch]
     "One step of an episode: post a mechanism in each market, play ROUNDS rounds, score the last SCORED."
-    return _outcomes(state, advance(state, mechanisms, ROUNDS, behaviour))
+    return outcomes_of(state, advance(state, mechanisms, ROUNDS, behaviour))
 
 
 def open_market(
@@ -674,7 +674,7 @@ def open_market(
 ) -> tuple[MarketState, Outcomes]:
     "Markets at the start of an episode, after WARM_UP rounds under the default mechanism, and how those went."
     state = new_market(populations, seeds)
-    return state, _outcomes(state, advance(state, DEFAULT_MECHANISM, WARM_UP, behaviour))
+    return state, outcomes_of(state, advance(state, DEFAULT_MECHANISM, WARM_UP, behaviour))
 
 # %% ../nbs/04_market.ipynb #simulate
 CHUNK = 512   # markets simulated at a time, so that memory does not grow with the batch

@@ -55,13 +55,14 @@ def _allowed(
     spec: dict,  # JSON schema of one field
 ) -> str | None:  # None where the schema has no short description
     "What a field may hold, in words."
+    spec = next((choice for choice in spec.get('anyOf', []) if choice.get('type') != 'null'), spec)
     if 'enum' in spec:
         return 'one of ' + ', '.join(spec['enum'])
     if spec.get('type') == 'boolean':
         return 'true or false'
     noun = {'number': 'a number', 'integer': 'a whole number'}.get(spec.get('type'))
     if noun and 'maximum' in spec:
-        return f"{noun} from {spec['minimum']:g} to {spec['maximum']:g}"
+        return f"{noun} from {spec['minimum']:.16g} to {spec['maximum']:.16g}"
     return f"{noun} of at least {spec['minimum']}" if noun and 'minimum' in spec else None
 
 # %% ../nbs/00_schema.ipynb #sentence
