@@ -178,8 +178,7 @@ class DaedalusOpenEnv(Environment[DaedalusAction, DaedalusObservation, DaedalusS
         self._refuse_closed()
         if not (episode_id is None or isinstance(episode_id, str) and len(episode_id) <= 255):
             raise ValueError(f"episode_id must be a text of at most 255 characters, not {str(episode_id)[:40]!r}")
-        options = ResetOptions(seed=seed, **options)
-        self._options = options if options.seed is not None else options.replace(seed=secrets.randbelow(2**32))
+        self._options = ResetOptions(seed=secrets.randbelow(2**32) if seed is None else seed, **options)
         key = self._options.seed, self._options.episode
         self._episodes = open_episodes([self._options.bidders()], [key], self._options.episode_length)
         self._episode_id = episode_id or "-".join(map(str, key))
@@ -194,14 +193,14 @@ class DaedalusOpenEnv(Environment[DaedalusAction, DaedalusObservation, DaedalusS
     ) -> DaedalusObservation:
         """Play a mechanism for one step; EpisodeError where there is no episode, or it is over."""
         told = self.play(mechanism_of(action))
-        self._apply_rubric(action, told)
+        told.reward = self._apply_rubric(action, told)
         return told
 
     def play(
         self,
         mechanism: Mechanism,
     ) -> DaedalusObservation:
-        """The same without asking the rubric, whose score is the engine's reward: what a server needs."""
+        """The same with the engine's reward, which is the composite rubric's score: what a server needs."""
         self._refuse_closed()
         if self._episodes is None:
             raise EpisodeError("no episode has begun: reset starts one")
@@ -270,10 +269,9 @@ class DaedalusEnvClient(EnvClient[DaedalusAction, DaedalusObservation, DaedalusS
         ResetOptions(**self._defaults)
         super().__init__(base_url=base_url, **options)
 
-    def reset(self, **options) -> Any:
-        """Open an episode; `options` are the fields of `ResetOptions`."""
+    async def _reset_async(self, **options) -> StepResult[DaedalusObservation]:
         own = self._defaults if "population" not in options else {"episode_length": self._defaults["episode_length"]}
-        return super().reset(**own | {name: _plain(value) for name, value in options.items()})
+        return await super()._reset_async(**own | {name: _plain(value) for name, value in options.items()})
 
     def _step_payload(self, action: DaedalusAction | Mechanism) -> dict[str, Any]:
         return action.model_dump(exclude={"metadata"} if isinstance(action, DaedalusAction) else None)

@@ -6,13 +6,13 @@
 __all__ = ['LIMITS', 'MOST_ENTRIES', 'Limits', 'ServiceError', 'Sessions', 'Desk', 'Entry', 'Batch', 'play_batch']
 
 # %% ../nbs/12_sessions.ipynb #imports
+import asyncio
 import os
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import anyio
 import numpy as np
 from pydantic import Field, model_validator
 
@@ -90,14 +90,17 @@ class Sessions:
     ) -> tuple[str, DaedalusObservation]:
         """Open an episode under a name.
 
-        Raises ValueError for options that are none, and ServiceError when all places are taken.
+        Raises ServiceError for options that are none, and when all places are taken.
         """
         self._forget_idle()
         env = self._places.get(name) or DaedalusOpenEnv()
         if name not in self._places and len(self._places) >= self.limits.sessions:
             wait = min(self._used.values()) + self.limits.idle - self.clock()
             raise ServiceError(f"all {self.limits.sessions} sessions are taken", 503, max(1, round(wait)))
-        observation, name = env.reset(**options), name or uuid.uuid4().hex
+        try:
+            observation, name = env.reset(**options), name or uuid.uuid4().hex
+        except ValueError as error:
+            raise ServiceError(str(error), 422) from None
         self._places[name], self._used[name] = env, self.clock()
         return name, observation
 
@@ -138,7 +141,8 @@ class Desk:
         name: str = "trained",  # of the designer that `load` brings
     ):
         self.load, self.limits, self.loaded_name = load, limits, name
-        self._designer, self._limiter, self.waiting, self.answered, self.note = None, None, 0, 0, None
+        self._designer, self.waiting, self.answered, self.note = None, 0, 0, None
+        self._hand = ThreadPoolExecutor(1, "designer")  # a request that gave up still keeps it until it is done
 
     @property
     def name(self) -> str:
@@ -163,16 +167,13 @@ class Desk:
         self,
         observation: Observation,
     ) -> Mechanism:
-        """The designer's mechanism; ServiceError when it is asked by too many, too slow, or fails."""
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(1)
+        """The designer's mechanism; ServiceError when too many ask, or it takes too long."""
         if self.waiting > self.limits.waiting:
             raise ServiceError(f"{self.waiting} requests are at the designer's desk", 503, self._soon())
         self.waiting += 1
+        answer = self._hand.submit(lambda: self.designer()(observation))
         try:
-            with anyio.fail_after(self.limits.patience):
-                mechanism = await anyio.to_thread.run_sync(
-                    lambda: self.designer()(observation), abandon_on_cancel=True, limiter=self._limiter)
+            mechanism = await asyncio.wait_for(asyncio.wrap_future(answer), self.limits.patience)
         except TimeoutError:
             raise ServiceError(
                 f"the designer did not answer within {self.limits.patience:g} s", 503, self._soon()) from None
