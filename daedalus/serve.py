@@ -19,6 +19,7 @@ import reprlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -423,9 +424,13 @@ class BatchReply(BaseModel):
 async def simulate(request: Request, batch: Batch) -> BatchReply:
     """Score many mechanisms at once: each is held for an episode of its own."""
     here = request.app.state
-    if here.player is None:
-        here.player = anyio.CapacityLimiter(1)
-    return BatchReply(scores=await anyio.to_thread.run_sync(play_batch, batch, limiter=here.player))
+    if here.batches > here.limits.waiting:
+        raise ServiceError(f"{here.batches} batches wait for their turn", 503, here.batches)
+    here.batches += 1
+    try:
+        return BatchReply(scores=await asyncio.get_running_loop().run_in_executor(here.player, play_batch, batch))
+    finally:
+        here.batches -= 1
 
 # %% ../nbs/12_serve.ipynb #pages
 def training_csv() -> str:
@@ -534,11 +539,13 @@ def create_app(
     app = FastAPI(title="DAEDALUS", version=CONTRACT, max_body_size=limits.body,
                   description="Design the rules of an auction market among adaptive, adversarial bidders.")
     here = app.state
-    here.sessions, here.desk, here.player = Sessions(limits), Desk(load, limits), None
+    here.sessions, here.desk = Sessions(limits), Desk(load, limits)
+    here.player, here.batches = ThreadPoolExecutor(1, "batches"), 0
     here.limits, here.open_sockets = limits, 0
     here.figures = {path.name: path for path in figures_dir().glob("[!.]*.png")}
     app.include_router(router)
-    app.post("/api/simulate", responses=refusals(400, 413), tags=["Batches"], max_body_size=limits.batch_body)(simulate)
+    app.post("/api/simulate", responses=refusals(400, 413, 503), tags=["Batches"],
+             max_body_size=limits.batch_body)(simulate)
     app.websocket("/ws")(socket)
     _add_openenv(app)
     app.add_exception_handler(ServiceError, _refuse)
@@ -556,12 +563,12 @@ def create_app(
 # %% ../nbs/12_serve.ipynb #arena
 @dataclass(frozen=True)
 class DeskDesigner(Designer):
-    """Whoever sits at the desk, asked without waiting in line."""
+    """Whoever sits at the desk, asked by the arena's visitors."""
 
     desk: Desk
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
-        return self.desk.designer().design_batch(observations)
+        return self.desk.ask(observations)
 
     def __call__(self, observation: Observation) -> Mechanism:
         return self.design_batch([observation])[0]

@@ -320,30 +320,43 @@ def test_a_job_without_token_or_with_an_odd_time_is_refused(job, monkeypatch):
 # The image
 
 
-@pytest.fixture(scope="module")
-def image():
-    """The instructions of Dockerfile.train in order, continued lines joined, without comments."""
-    text = (PROJECT / "Dockerfile.train").read_text()
+def instructions(file):
+    """The instructions of a Dockerfile in order, continued lines joined, without comments."""
+    text = (PROJECT / file).read_text()
     lines = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
     return [tuple(line.split(maxsplit=1)) for line in lines if line.strip()]
 
 
-def test_the_image_is_pinned_and_does_not_run_as_root(image):
-    known = {"FROM", "RUN", "USER", "WORKDIR", "ENV", "COPY", "ARG", "CMD"}
+IMAGES = {"Dockerfile.train": ["daedalus", "train"], "Dockerfile": ["daedalus", "serve"]}   # what each runs
+
+
+@pytest.mark.parametrize("file", IMAGES)
+def test_the_image_is_pinned_and_does_not_run_as_root(file):
+    image = instructions(file)
+    known = {"FROM", "RUN", "USER", "WORKDIR", "ENV", "COPY", "ARG", "CMD", "EXPOSE", "HEALTHCHECK"}
     assert {word for word, _ in image} <= known
     assert [rest for word, rest in image if word == "FROM"] and image[0][0] == "FROM"
     for word, rest in image:
         assert word != "FROM" or re.fullmatch(r"[\w./-]+:\d[\w.-]+", rest)
-        assert "latest" not in rest and "://" not in rest
+        assert "latest" not in rest and ("://" not in rest or word == "HEALTHCHECK")
     assert [rest for word, rest in image if word == "USER"][-1] not in ("root", "0")
 
 
-def test_the_image_installs_what_the_project_offers_and_trains(image):
+@pytest.mark.parametrize("file, runs", IMAGES.items())
+def test_the_image_installs_what_the_project_offers_and_runs_it(file, runs):
+    image = instructions(file)
     settings = ConfigParser(delimiters=["="])
     settings.read(PROJECT / "settings.ini")
     extras = re.findall(r"\.\[([\w,]+)\]", " ".join(rest for word, rest in image if word == "RUN"))
     assert extras and {name for some in extras for name in some.split(",")} <= set(settings["extras"])
-    assert json.loads(dict(image)["CMD"])[:2] == ["daedalus", "train"]   # a job's command replaces it whole
+    assert json.loads(dict(image)["CMD"])[:2] == runs   # a job's command replaces it whole
     for word, rest in image:
         if word == "COPY":
             assert all((PROJECT / name).exists() for name in rest.split()[1:-1])
+
+
+def test_the_service_s_image_listens_where_it_is_looked_for():
+    image = dict(instructions("Dockerfile"))
+    port = image["EXPOSE"]
+    assert f"port: {port}" in (PROJECT / "openenv.yaml").read_text().splitlines()
+    assert json.loads(image["CMD"])[-1] == port and f":{port}/health" in image["HEALTHCHECK"]

@@ -31,7 +31,7 @@ from daedalus.openenv import DaedalusAction, DaedalusEnvClient, ResetOptions
 from daedalus.results import CHECKOUT
 from daedalus.schema import INFORMED_GREEDY, Mechanism
 from daedalus.serve import HEADERS, UVICORN, create_app
-from daedalus.sessions import MOST_ENTRIES, Limits
+from daedalus.sessions import LIMITS, MOST_ENTRIES, Limits
 
 LAST = {"truthful": 3, "shader": 2, "colluder": 2, "n_items": 2}
 EPISODES = [  # options of an episode, and who bids in it
@@ -70,7 +70,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(limits: Limits = Limits(), load=lambda: informed_greedy) -> Iterator[Server]:
+def serving(limits: Limits = LIMITS, load=lambda: informed_greedy) -> Iterator[Server]:
     """A server in a thread, on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         runner = uvicorn.Server(uvicorn.Config(
@@ -381,7 +381,8 @@ def test_a_state_needs_the_name_of_a_session(server, query):
 
 BODIES = {
     "nothing": b"", "text": b"hello", "bytes": b"\xff\xfe\x00", "cut": b'{"seed": 1', "null": b"null", "list": b"[1]",
-    "number": b"7", "NaN": b'{"seed": NaN, "round_number": NaN}', "Infinity": b'{"steps": -Infinity, "n_agents": Infinity}',
+    "number": b"7", "NaN": b'{"seed": NaN, "round_number": NaN}',
+    "Infinity": b'{"steps": -Infinity, "n_agents": Infinity}',
     "huge": b'{"seed": 1e999, "steps": 1e999}', "digits": b'{"seed": 1' + b"0" * 5000 + b"}",
     "open": b"[" * 60_000, "nested": b"[" * 30_000 + b"]" * 30_000,
     "nested objects": b'{"seed":' * 5_000 + b"1" + b"}" * 5_000,
@@ -448,8 +449,10 @@ FRAMES = {
     "unknown type": {"type": "dance"}, "type of a wrong type": {"type": ["reset"]}, "null type": {"type": None},
     "data is a list": {"type": "step", "data": [1]}, "data is text": {"type": "reset", "data": "seed"},
     "data is null": {"type": "step", "data": None}, "NaN": '{"type": "step", "data": {"reserve_price": NaN}}',
-    "Infinity": '{"type": "reset", "data": {"seed": -Infinity}}', "huge": '{"type": "step", "data": {"reserve_price": 1e999}}',
-    "huge seed": '{"type": "reset", "data": {"seed": 1e999}}', "digits": '{"type": "reset", "data": {"seed": 1' + "0" * 5000 + "}}",
+    "Infinity": '{"type": "reset", "data": {"seed": -Infinity}}',
+    "huge": '{"type": "step", "data": {"reserve_price": 1e999}}',
+    "huge seed": '{"type": "reset", "data": {"seed": 1e999}}',
+    "digits": '{"type": "reset", "data": {"seed": 1' + "0" * 5000 + "}}",
     "open": "[" * 60_000, "nested": "[" * 30_000 + "]" * 30_000, "nested a little": '{"type":' * 33 + "1" + "}" * 33,
     "nested metadata": '{"type": "step", "data": {"metadata": ' + '{"a":' * 900 + "1" + "}" * 902,
     "surrogate": '{"type": "step", "data": {"auction_type": "\\ud800"}}', "surrogate type": '{"type": "\\udfff"}',
@@ -516,8 +519,8 @@ def test_an_allowed_origin_is_welcome_and_no_other():
         with pytest.raises(InvalidStatus), server.open(origin=friend + ".evil.example"):
             pass
         for origin, allowed in ((friend, friend), ("https://evil.example", None)):
-            for answer in (server.http.get("/health", headers={"Origin": origin}),
-                           server.http.options("/step", headers={"Origin": origin, "Access-Control-Request-Method": "POST"})):
+            asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            for answer in (server.http.get("/health", headers=asks), server.http.options("/step", headers=asks)):
                 assert answer.headers.get("Access-Control-Allow-Origin") == allowed
                 assert "Access-Control-Allow-Credentials" not in answer.headers
 
@@ -618,8 +621,9 @@ def test_only_figures_are_given_out(tmp_path, monkeypatch):
         assert b"good.png" in get("/plots/")[1] and b"hidden" not in get("/plots/")[1]
         for path in (".hidden.png", ".env", "notes.txt", "../secret.png", "..%2fsecret.png", "%2e%2e/secret.png",
                      "%2e%2e%2fsecret.png", "..%5csecret.png", "%252e%252e%252fsecret.png", f"{tmp_path}/secret.png",
-                     f"/{tmp_path}/secret.png", f"{tmp_path}/secret.png".replace("/", "%2f"), "..", "%00", "good.png%00",
-                     "../../../../../../etc/passwd", "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd", "GOOD.PNG"):
+                     f"/{tmp_path}/secret.png", f"{tmp_path}/secret.png".replace("/", "%2f"), "..", "%00",
+                     "good.png%00", "../../../../../../etc/passwd", "..%2f..%2f..%2f..%2f..%2fetc%2fpasswd",
+                     "GOOD.PNG"):
             assert get("/plots/" + path)[0] == 404, path
 
 
@@ -643,8 +647,12 @@ def test_a_slow_designer_holds_up_nobody_else():
     designer = Blocked()
     with serving(Limits(patience=1.5, waiting=1), lambda: designer) as server:
         answers = []
-        askers = [threading.Thread(target=lambda: answers.append(httpx.post(server.url + "/api/design", json={}, timeout=30)))
-                  for _ in range(2)]
+
+        def ask() -> None:
+            """Ask for a mechanism, and keep the answer."""
+            answers.append(httpx.post(server.url + "/api/design", json={}, timeout=30))
+
+        askers = [threading.Thread(target=ask) for _ in range(2)]
         for asker in askers:
             asker.start()
         while server.http.get("/api/designer/status").json()["waiting"] < 2:
