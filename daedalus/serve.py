@@ -248,18 +248,20 @@ class Manners:
                     most = self.limits.batch_body if scope["path"] == "/api/simulate" else self.limits.body
                     refusal = JSONResponse({"detail": f"the body must have at most {most} bytes"}, 413)
                     return await refusal(scope, receive, polite)
-            if status[0] != 413:
+            if status[:1] != [413]:
                 await polite(message)
             if message["type"] == "http.response.body" and not message.get("more_body"):
                 status.append("complete")
 
+        known = scope | {"request id": number}
         try:
-            await self.app(scope | {"request id": number}, receive, sending)
+            await self.app(known, receive, sending)
         except Exception:
             if "complete" not in status:   # otherwise the client has its answer, and the log the error
                 raise
         finally:
-            log("request", id=number, method=scope["method"], status=status[0] if status else None,
+            route = getattr(known.get("route"), "path", None)
+            log("request", id=number, method=scope["method"], route=route, status=status[0] if status else None,
                 ms=round(1e3 * (time.perf_counter() - start), 1))
 
 

@@ -820,3 +820,22 @@ def test_schemathesis_finds_nothing(server, tmp_path):
     assert report["complete"] and report["test_cases"]["generated"] > 500
     ran = {name: phase["status"] for name, phase in report["phases"].items()}
     assert ran == dict.fromkeys(["examples", "coverage", "fuzzing", "stateful"], "success")
+
+
+# The front door
+
+def test_the_arena_is_at_the_front_door_and_leaves_the_others_in_place():
+    pytest.importorskip("gradio", reason="the arena needs gradio")
+    from starlette.testclient import TestClient
+
+    client = TestClient(create_app(load=lambda: informed_greedy))
+    front = client.get("/")
+    assert front.status_code == 200 and "text/html" in front.headers["content-type"] and "DAEDALUS arena" in front.text
+    assert front.headers["x-content-type-options"] == "nosniff"
+    assert client.get("/health").json()["status"] == "healthy"
+    with client.websocket_connect("/ws") as sock:
+        sock.send_text('{"type": "reset", "data": {"seed": 3}}')
+        sock.receive_text()
+        sock.send_text('{"type": "step", "data": {}}')
+        reward = json.loads(sock.receive_text())["data"]["reward"]
+    assert reward == simulate([Mechanism()], [Population.stage(4)], [3], 1).reward[0, 0]
