@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from daedalus.bidders import Population
-from daedalus import market
+from daedalus import env, market
 from daedalus.designers import DESIGNERS, PUBLISHED_READINGS, READINGS, FixedDesigner, play
 from daedalus.env import SUITES, draw_training_population, observe, open_episodes, suite
 from daedalus.market import simulate
@@ -94,7 +94,8 @@ def trained():
                 people.append(draw_training_population(rng))
                 return people[-1]
 
-            patch.setattr(market, "advance", counted)
+            for where in (market, env):   # whoever plays sessions
+                patch.setattr(where, "advance", counted)
             found[name] = train(BUDGET, seed=3, draw=drawn)
             spent[name], met[name] = sum(rounds), people
     return found, spent, met
