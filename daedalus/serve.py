@@ -195,13 +195,13 @@ async def socket(websocket: WebSocket) -> None:
     here.open_sockets += 1
     env = DaedalusOpenEnv()
     try:
-        if here.open_sockets > limits.sessions:
-            await websocket.send_text(error_text(
-                f"all {limits.sessions} sessions are taken: try again later", CODES.CAPACITY_REACHED,
-                active_sessions=limits.sessions, max_sessions=limits.sessions))
-        else:
+        if here.open_sockets <= limits.sessions:
             await _converse(websocket, env, limits)
-        await websocket.close()
+            return await websocket.close()
+        full = f"all {limits.sessions} sessions are taken: try again later"
+        await websocket.send_text(error_text(full, CODES.CAPACITY_REACHED, active_sessions=limits.sessions,
+                                             max_sessions=limits.sessions))
+        await websocket.close(1013, full)   # for clients that do not read before they write
     except (WebSocketDisconnect, RuntimeError, OSError) as error:
         log("socket lost", why=type(error).__name__)   # the client went away in the middle of an answer
     finally:
