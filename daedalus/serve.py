@@ -113,7 +113,7 @@ def _observed(
 
 def _act(
     env: DaedalusOpenEnv,
-    kind: str,  # of the message
+    kind: str,  # of the message: reset, step or state
     data: dict,  # that it carries
 ) -> dict:
     """Do what a message says."""
@@ -122,9 +122,7 @@ def _act(
     if kind == "step":
         data.pop("metadata", None)
         return _observed(env.play(Mechanism(**data)))
-    if kind == "state":
-        return {"type": "state", "data": env.state.model_dump()}
-    raise LookupError(f"type must be reset, step, state or close, not {reprlib.repr(kind)}")
+    return {"type": "state", "data": env.state.model_dump()}
 
 
 def answer(
@@ -140,12 +138,12 @@ def answer(
     kind = message.get("type")
     if kind == "close":
         return None
+    if kind not in ("reset", "step", "state"):
+        return error_text(f"type must be reset, step, state or close, not {reprlib.repr(kind)}", CODES.UNKNOWN_TYPE)
     try:
         return orjson.dumps(_act(env, kind, message.get("data", {}))).decode()
     except MechanismError as error:
         return error_text(str(error), CODES.VALIDATION_ERROR)
-    except LookupError as error:
-        return error_text(str(error.args[0]), CODES.UNKNOWN_TYPE)
     except (ValueError, EpisodeError) as error:
         return error_text(str(error), CODES.EXECUTION_ERROR)
 
@@ -202,8 +200,10 @@ async def socket(websocket: WebSocket) -> None:
         await websocket.send_text(error_text(full, CODES.CAPACITY_REACHED, active_sessions=limits.sessions,
                                              max_sessions=limits.sessions))
         await websocket.close(1013, full)   # for clients that do not read before they write
-    except (WebSocketDisconnect, RuntimeError, OSError) as error:
+    except (WebSocketDisconnect, OSError) as error:
         log("socket lost", why=type(error).__name__)   # the client went away in the middle of an answer
+    except RuntimeError:
+        log("socket lost", logging.ERROR)   # mostly a write after the client's close; the trace tells if it was not
     finally:
         here.open_sockets -= 1
         env.close()
