@@ -279,18 +279,31 @@ def train(
 def search(
     budget: Annotated[int, typer.Option(help="Mechanisms tried for each population, 1 or more.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the search and of the markets, 0 or more.")] = 0,
-) -> None:
+    workers: Annotated[int, typer.Option(help="Processes, 1 or more: the result is the same.")] = 1,
+    cluster: Annotated[str | None, typer.Option(help="Dask scheduler to run on, such as tcp://host:8786.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder where finished parts are kept.")] = Path("build", "search"),
+) -> int:
     """Search for the best mechanisms.
 
-    The best fixed mechanism of each suite and the best for each of its populations are kept in data/results.
+    The best fixed mechanism of each suite and the best for each of its populations are kept in data/results. A search
+    that was interrupted goes on when the same command is given again.
     """
-    if budget < 1:
-        raise ValueError(f"--budget must be 1 or more, not {budget}")
-    if seed < 0:
-        raise ValueError(f"--seed must be 0 or more, not {seed}")
+    for option, count, least in (("--budget", budget, 1), ("--seed", seed, 0), ("--workers", workers, 1)):
+        if count < least:
+            raise ValueError(f"{option} must be {least} or more, not {count}")
+    if work.exists() and not work.is_dir():
+        raise ValueError(f"--work {str(work)!r} is a file: name a folder")
+    from daedalus.jobs import JobError
     from daedalus.search import search_suites
 
-    search_suites(budget=budget, seed=seed)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("daedalus.jobs").setLevel(logging.INFO)
+    try:
+        search_suites(budget=budget, seed=seed, jobs=workers if cluster is None else cluster, folder=str(work))
+    except JobError as error:
+        typer.echo(f"daedalus: {error}; run the same command again to resume", err=True)
+        return 1
+    return 0
 
 # %% ../nbs/14_cli.ipynb #reproduce
 @app.command()

@@ -6,17 +6,20 @@
 __all__ = ['BLOCK', 'ELITE', 'LITTER', 'FIRST_BLOCK', 'FIXED_BLOCK', 'CHOICE_BLOCK', 'LEAST_ROUNDS', 'EPISODE', 'Draw',
            'TEACHERS', 'FINALISTS', 'LIBRARY', 'HORIZON', 'LIBRARY_BLOCK', 'LESSON_BLOCK', 'SPELL_BLOCK', 'TRIAL_BLOCK',
            'ENDING', 'WAVE', 'LANDMARKS', 'TRIALS', 'LAST', 'score', 'mutate', 'climb', 'choose', 'search_suites',
-           'best_fixed', 'oracle', 'find_library', 'contextual', 'ThompsonSampler', 'rest_of_spell', 'bandit',
-           'optimise_fixed']
+           'climb_rounds', 'choice_rounds', 'best_fixed', 'oracle', 'find_library', 'Examples', 'try_library',
+           'contextual', 'ThompsonSampler', 'rest_of_spell', 'bandit', 'optimise_fixed']
 
 # %% ../nbs/07_search.ipynb #imports
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from .bidders import Population
+from .critic import Critic
 from .designers import READINGS, ContextualDesigner, Kernel, KernelRidge, explore, holding_rewards, readings
 from .env import SUITES, draw_training_population, observe, open_episodes, play_step, suite
+from .jobs import Job, run_jobs
 from .market import ROUNDS, WARM_UP, simulate
 from .results import read_result, write_result
 from .schema import DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism
@@ -103,38 +106,67 @@ def search_suites(
     fixed_budget: int = 300,# mechanisms tried for each suite's fixed mechanism
     final: int = 240,       # episodes of each population in the final comparison
     seed: int = 0,
-    jobs: int = 1,          # processes; the result does not depend on it
+    jobs: int | str = 1,    # processes, or the address of a Dask cluster; the result does not depend on it
+    folder: str | None = None, # where finished parts are kept, and found again; None: nowhere
 ) -> dict:                  # by suite: the best fixed mechanism and the oracle's, as dicts
     "Find each suite's best fixed mechanism and the best mechanism of each of its populations; keep them as `search`."
-    from joblib import Parallel, delayed
+    def run(what, parts): return [done.result for done in run_jobs(parts, jobs, folder, what)]
 
     everyone = list(dict.fromkeys(p for name in SUITES for p in suite(name)))
-    run = Parallel(n_jobs=jobs, return_as="generator")
-    climbs = run(delayed(climb)([p], budget, seed, block=FIRST_BLOCK) for p in everyone)
-    elites = _shown(climbs, "populations climbed", len(everyone))
+    climbs = [Job(_climbed, (p, budget, seed), climb_rounds(budget)) for p in everyone]
+    elites = [[Mechanism(**fields) for fields in elite] for elite in run("populations climbed", climbs)]
     pool = [m for elite in elites for m in elite[:3]] + [DEFAULT_MECHANISM, INFORMED_GREEDY]
-    choices = run(delayed(choose)(pool + elite, [p], final, seed, CHOICE_BLOCK) for p, elite in zip(everyone, elites))
-    best = dict(zip(everyone, _shown(choices, "oracles chosen", len(everyone))))
-    fixes = run(delayed(_fix)(suite(name), pool, fixed_budget, final, seed) for name in SUITES)
-    fixed = dict(zip(SUITES, _shown(fixes, "suites fixed", len(SUITES))))
-    found = {name: {"best_fixed": dict(fixed[name]), "oracle": [dict(best[p]) for p in suite(name)]} for name in SUITES}
+    choices = [Job(_chosen, (pool + elite, [p], final, seed), choice_rounds(len(pool + elite), final))
+               for p, elite in zip(everyone, elites)]
+    best = dict(zip(everyone, run("oracles chosen", choices)))
+    fixes = [Job(_fixed, (suite(name), pool, fixed_budget, final, seed),
+                 len(suite(name)) * _fixed_rounds(len(pool), fixed_budget, final)) for name in SUITES]
+    fixed = dict(zip(SUITES, run("suites fixed", fixes)))
+    found = {name: {"best_fixed": fixed[name], "oracle": [best[p] for p in suite(name)]} for name in SUITES}
     write_result("search", found, {"budget": budget, "fixed_budget": fixed_budget, "final": final, "seed": seed})
     return found
 
 
-def _fix(populations, pool, budget, final, seed) -> Mechanism:
-    "The best mechanism for all populations together: the best of the pool, refined."
+def _climbed(population, budget, seed) -> list[dict]:
+    "What `climb` finds for one population, as a job."
+    return [dict(m) for m in climb([population], budget, seed, block=FIRST_BLOCK)]
+
+
+def _chosen(pool, populations, final, seed) -> dict:
+    "The mechanism of the pool that is best for the populations, as a job."
+    return dict(choose(pool, populations, final, seed, CHOICE_BLOCK))
+
+
+def _fixed(populations, pool, budget, final, seed) -> dict:
+    "The best mechanism for all populations together, as a job: the best of the pool, refined."
     first = score(pool, populations, 2, seed, FIXED_BLOCK).mean((1, 2))
     start = [pool[i] for i in np.argsort(-first, kind="stable")[:ELITE]]
     refined = climb(populations, budget, seed, start, 2, FIXED_BLOCK + 1)
-    return choose(start + refined, populations, final, seed, CHOICE_BLOCK)
+    return _chosen(start + refined, populations, final, seed)
 
 
-def _shown(results, what, total) -> list:
-    "The results, with a progress bar while they come."
-    from tqdm import tqdm
+def climb_rounds(
+    trials: int,
+    start: int = 2,     # mechanisms tried first
+    episodes: int = 6,  # for one trial
+) -> int:
+    "Simulated rounds that `climb` spends on each population, at most."
+    generations = -(-(trials - trials // 2) // LITTER)
+    return (start + trials + ELITE * generations) * episodes * EPISODE
 
-    return list(tqdm(results, what, total, leave=False, disable=None))
+
+def choice_rounds(
+    mechanisms: int,
+    episodes: int,      # of the last look
+) -> int:
+    "Simulated rounds that `choose` spends on each population, at most."
+    looks = [(max(1, mechanisms // 4 ** look), max(1, episodes // share)) for look, share in enumerate((4, 2, 1))]
+    return sum(count * each for count, each in looks) * EPISODE
+
+
+def _fixed_rounds(pool, budget, final) -> int:
+    "Simulated rounds that `_fixed` spends on each population, at most."
+    return 2 * pool * EPISODE + climb_rounds(budget, ELITE, 2) + choice_rounds(2 * ELITE, final)
 
 # %% ../nbs/07_search.ipynb #read
 def best_fixed(
@@ -180,14 +212,6 @@ HORIZON = 4   # steps that a mechanism is held to see what it earns
 LIBRARY_BLOCK, LESSON_BLOCK, SPELL_BLOCK, TRIAL_BLOCK = 100_001, 200_001, 300_001, 400_001
 
 
-def _climb_rounds(
-    trials: int,
-) -> int:
-    "Rounds that `climb` spends on one population with two episodes a trial, at most."
-    generations = -(-(trials - trials // 2) // LITTER)
-    return (2 + trials + ELITE * generations) * 2 * EPISODE
-
-
 def find_library(
     rounds: int,        # simulated rounds to spend, at most
     seed: int = 0,
@@ -195,7 +219,7 @@ def find_library(
 ) -> list[Mechanism]:   # LIBRARY of them
     "Mechanisms that between them suit most training populations."
     rng, trials, pool = np.random.default_rng([seed, LIBRARY_BLOCK]), 2, [DEFAULT_MECHANISM, INFORMED_GREEDY]
-    while TEACHERS * _climb_rounds(trials + 1) <= rounds * 3 // 4: trials += 1
+    while TEACHERS * climb_rounds(trials + 1, 2, 2) <= rounds * 3 // 4: trials += 1
     for at in range(TEACHERS):
         pool += climb([draw(rng)], trials, seed, episodes=2, block=LIBRARY_BLOCK + 1000 * at)[:FINALISTS]
     pool = list(dict.fromkeys(pool))
@@ -209,6 +233,41 @@ def find_library(
     return [pool[at] for at in picked]
 
 # %% ../nbs/07_search.ipynb #contextual
+class Examples(NamedTuple):
+    "What the mechanisms of a library earned in many states."
+
+    library: list[Mechanism]
+    inputs: np.ndarray  # [states, READINGS]
+    rewards: np.ndarray # [states, library]: mean over HORIZON steps
+
+    def critic(self,
+        names: Sequence[str] = READINGS, # what it reads
+        seed: int = 0,
+    ) -> Critic:
+        "What the examples teach somebody who reads so much of an observation."
+        return Critic.fit(self.inputs[:, [READINGS.index(name) for name in names]], self.rewards, seed)
+
+
+def try_library(
+    rounds: int,        # simulated rounds to spend, at most: LEAST_ROUNDS or more
+    seed: int = 0,
+    draw: Draw = draw_training_population,
+) -> Examples:
+    "A library, and what its mechanisms earned in states that chance and a first contextual designer caused."
+    _check_rounds(rounds)
+    library, rng = find_library(rounds * 2 // 5, seed, draw), np.random.default_rng([seed, LESSON_BLOCK])
+    parts, guide = [], None
+    lesson = EPISODE - ROUNDS + 10 * len(library) * HORIZON * ROUNDS   # rounds of one population
+    count = (rounds - rounds * 2 // 5) // 2 // lesson
+    for part in (1, 2):
+        people = [draw(rng) for _ in range(count)]
+        keys = _keys(count, seed, LESSON_BLOCK + part)
+        parts.append(explore(library, people, keys, rng, horizon=HORIZON, guide=guide))
+        found = Examples(library, *map(np.concatenate, zip(*parts)))
+        guide = ContextualDesigner.fit(*found)
+    return found
+
+
 def contextual(
     rounds: int,        # simulated rounds to spend, at most: LEAST_ROUNDS or more
     seed: int = 0,
@@ -216,18 +275,8 @@ def contextual(
     draw: Draw = draw_training_population,
 ) -> ContextualDesigner:
     "A designer that learned from simulated states which mechanism of a library an observation asks for."
-    _check_rounds(rounds)
-    library, rng = find_library(rounds * 2 // 5, seed, draw), np.random.default_rng([seed, LESSON_BLOCK])
-    lessons, designer = [], None
-    lesson = EPISODE - ROUNDS + 10 * len(library) * HORIZON * ROUNDS   # rounds of one population
-    count = (rounds - rounds * 2 // 5) // 2 // lesson
-    for part in (1, 2):
-        people = [draw(rng) for _ in range(count)]
-        keys = _keys(count, seed, LESSON_BLOCK + part)
-        lessons.append(explore(library, people, keys, rng, horizon=HORIZON, guide=designer))
-        inputs, rewards = map(np.concatenate, zip(*lessons))
-        designer = ContextualDesigner.fit(library, inputs, rewards, names)
-    return designer
+    examples = try_library(rounds, seed, draw)
+    return ContextualDesigner(examples.library, examples.critic(names, seed), names)
 
 # %% ../nbs/07_search.ipynb #thompson
 class ThompsonSampler:

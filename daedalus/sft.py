@@ -225,13 +225,14 @@ def shared_logprobs(
     both, row = torch.cat([tokens[:, :-kept], mask[:, :-kept]], 1).unique(dim=0, return_inverse=True)
     prompts, seen, cache = both[:, :length], both[:, length:], DynamicCache(config=model.config)
     positions = (seen.cumsum(1) - 1).clamp(min=0)
-    first = model(input_ids=prompts, attention_mask=seen, position_ids=positions, past_key_values=cache,
-                  logits_to_keep=1).logits
+    model(input_ids=prompts[:, :-1], attention_mask=seen[:, :-1], position_ids=positions[:, :-1], past_key_values=cache,
+          logits_to_keep=1)  # only what later tokens look back at is needed of these
     cache.batch_select_indices(row)
-    after = positions[row, -1:] + torch.arange(1, kept, device=row.device)
+    after = positions[row, -1:] + torch.arange(kept, device=row.device)
     seen = torch.cat([seen[row], torch.ones_like(replies[:, :-1])], 1)
-    rest = model(input_ids=replies[:, :-1], attention_mask=seen, position_ids=after, past_key_values=cache).logits
-    logprobs = (torch.cat([first[row], rest], 1) / temperature).log_softmax(-1)
+    last = torch.cat([prompts[row, -1:], replies[:, :-1]], 1)
+    logits = model(input_ids=last, attention_mask=seen, position_ids=after, past_key_values=cache).logits
+    logprobs = (logits / temperature).log_softmax(-1)
     return logprobs.gather(-1, replies[..., None])[..., 0], -(logprobs.exp() * logprobs).sum(-1)
 
 # %% ../nbs/09_sft.ipynb #trainer
