@@ -25,7 +25,7 @@ test: $(READY) export ## everything CI checks: export, style, every notebook at 
 	else $(BIN)/python -m pytest -q tests && $(TREE) > build/tests.passed; fi
 
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
-	$(BIN)/daedalus train --profile small --output data/designer --record data/training/small-0.json
+	$(BIN)/daedalus train --profile small --seed 1 --output data/designer --record data/training/small-1.json
 
 serve: $(READY) ## the market, the designer and the arena at http://127.0.0.1:7860; Ctrl-C ends it
 	$(BIN)/daedalus serve

@@ -130,7 +130,7 @@ def small_model(
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads // 2, head_dim=width // heads,
         max_position_embeddings=512, tie_word_embeddings=True, attn_implementation="sdpa", bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)

@@ -437,10 +437,7 @@ async def simulate(request: Request, batch: Batch) -> BatchReply:
 # %% ../nbs/12_serve.ipynb #pages
 def training_csv() -> str:
     """Every step of the shipped designer's training as CSV."""
-    from daedalus.train import history_table
-
-    record = json.loads((data_dir() / "training" / "small-0.json").read_text(encoding="utf-8"))
-    return history_table(record["phases"]).to_csv(index=False)
+    return (data_dir() / "designer" / "training_history.csv").read_text(encoding="utf-8")
 
 
 def story() -> str:

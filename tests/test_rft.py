@@ -1,4 +1,4 @@
-"""Rejection sampling: which replies are kept."""
+"""Rejection sampling with a critic: which replies are kept, and in whose states."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,13 @@ from hypothesis.extra.numpy import arrays
 
 pytest.importorskip("torch", reason="needs the train extra")
 
-from daedalus.language import Reply, small_model, small_tokenizer
-from daedalus.rft import RftSettings, acceptance, rejection_rows, tried_mechanisms
+from daedalus.bidders import Population
+from daedalus.designers import READINGS, explore
+from daedalus.env import DaedalusEnv
+from daedalus.language import small_model, small_tokenizer
+from daedalus.rft import RftSettings, Teacher, acceptance, rejection_rows
 from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism
+from daedalus.search import Examples
 
 
 @given(arrays(float, (3, 5), elements=st.floats(0, 1)), st.floats(0.01, 10))
@@ -26,12 +30,34 @@ def test_a_difference_of_one_temperature_is_a_factor_of_e():
     assert high / low == pytest.approx(np.e)
 
 
-def test_tried_mechanisms_keep_their_places():
+LIBRARY = [DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism(reserve_price=0.5)]
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """Taught that the first mechanism is right late in an episode and the second before, the third never."""
     rng = np.random.default_rng(0)
-    own = [[Reply.read(INFORMED_GREEDY.to_text()), Reply.read("not a mechanism")]] * 3
-    tried = tried_mechanisms(own, [DEFAULT_MECHANISM], RftSettings(own=2, archive=2, mutants=3), rng)
-    assert all(len(row) == 7 and row[0] == INFORMED_GREEDY and row[2:4] == [DEFAULT_MECHANISM] * 2 for row in tried)
-    assert len({row[1] for row in tried}) == 3   # a random mechanism stands for each invalid reply
+    inputs, _ = explore(LIBRARY, [Population.stage(at % 5) for at in range(100)], 0, rng, horizon=1)
+    late = inputs[:, READINGS.index("progress")] > 0.45
+    return Teacher.learn(Examples(LIBRARY, inputs, np.stack([late * 1.0, ~late * 1.0, 0 * late], 1)))
+
+
+def test_a_teacher_tells_what_it_was_taught_with_signals_and_without(teacher):
+    env = DaedalusEnv(Population.stage(3))
+    seen = [env.reset(seed=0)]
+    while not seen[-1].done:
+        seen.append(env.step(DEFAULT_MECHANISM))
+    for observations in (seen[1:-1], [observation.published() for observation in seen[1:-1]]):
+        best = teacher.values(observations).argmax(1)
+        assert (best[:4] == 1).all() and (best[4:] == 0).all()
+
+
+def test_a_teacher_is_kept_to_the_bit(teacher, tmp_path):
+    teacher.save(tmp_path / "teacher.npz")
+    again = Teacher.load(tmp_path / "teacher.npz")
+    assert again.library == teacher.library and [path.name for path in tmp_path.iterdir()] == ["teacher.npz"]
+    for mine, theirs in zip((*teacher.signals, *teacher.published), (*again.signals, *again.published)):
+        assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs)
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +66,34 @@ def model():
     return small_model(tokenizer, layers=1, width=32, heads=2), tokenizer
 
 
-SETTINGS = RftSettings(populations=4, published_share=0.5, own=2, archive=3, mutants=1, kept=2, horizon=2)
+SETTINGS = RftSettings(populations=2, published_share=0.5, kept=2, guided=0.5)
 
 
-def test_a_lesson_is_a_function_of_its_seed(model):
-    archive = [Mechanism.random(seed) for seed in range(5)]
-    first, second = (rejection_rows(*model, SETTINGS, 7, archive)._replace(seconds={}) for _ in range(2))
+def test_a_lesson_is_a_function_of_its_seed(model, teacher):
+    first, second = (rejection_rows(*model, teacher, SETTINGS, 7) for _ in range(2))
     assert first == second
-    other = rejection_rows(*model, SETTINGS, 8, archive)
-    assert other.rows != first.rows
+    assert rejection_rows(*model, teacher, SETTINGS, 8).rows != first.rows
 
 
-def test_a_lesson_counts_its_rounds_and_keeps_valid_replies(model):
-    lesson = rejection_rows(*model, SETTINGS, 7, [INFORMED_GREEDY])
-    states, tried = 4 * 10, 2 + 3 + 1
-    assert lesson.rounds == 4 * 53 + states * tried * 2 * 5
-    assert len(lesson.rows) == 2 * states and lesson.invalid == 1.0   # an untrained model says nothing valid
-    for row in lesson.rows:
-        assert Mechanism.from_text(row["completion"][0]["content"]).to_text() == row["completion"][0]["content"]
-    assert lesson.kept_reward > lesson.own_reward
+def test_a_lesson_holds_every_state_and_replies_of_the_library(model, teacher):
+    lesson = rejection_rows(*model, teacher, SETTINGS, 7)
+    assert lesson.rounds == 2 * 53 and 0.3 * 40 < len(lesson.rows) < 0.8 * 40 and len(lesson.rows) % 2 == 0
+    replies = [row["completion"][0]["content"] for row in lesson.rows]
+    assert set(replies) == {mechanism.to_text() for mechanism in LIBRARY[:2]}   # the third is never worth it
+    prompts = [row["prompt"][-1]["content"] for row in lesson.rows]
+    assert 0.2 < np.mean(["price:" in prompt for prompt in prompts]) < 0.8   # the published prompt has no signals
+    early = [reply for prompt, reply in zip(prompts, replies) if "round_number: 0" in prompt]
+    assert len(early) == 2 * 2 and set(early) == {LIBRARY[1].to_text()}   # all of the first step is learned from
 
 
-def test_an_archive_that_is_asked_for_must_be_given(model):
-    with pytest.raises(ValueError, match="archive must hold mechanisms, because settings.archive is 3"):
-        rejection_rows(*model, SETTINGS, 7)
+def test_a_strict_selection_keeps_the_best_and_a_loose_one_anything(model, teacher):
+    strict, loose = (rejection_rows(*model, teacher, SETTINGS.replace(temperature=t), 7) for t in (1e-6, 10.0))
+    assert strict.kept_value == pytest.approx(strict.best_value)
+    assert loose.kept_value < 0.5 * strict.kept_value
+    assert len({row["completion"][0]["content"] for row in loose.rows}) == 3
+
+
+def test_agreement_is_counted_whoever_plays(model, teacher):
+    """An untrained model says nothing valid; the default stands for it, which is the teacher's choice late only."""
+    lesson = rejection_rows(*model, teacher, SETTINGS.replace(guided=1.0), 7)
+    assert 0.3 < lesson.agreement < 0.7

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from daedalus.schema import Mechanism
 from daedalus.train import (
-    AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train)
+    AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train,
+    validation)
 
 
 @pytest.mark.parametrize("name", profiles())
@@ -100,6 +101,21 @@ def test_what_a_training_leaves_behind(uninterrupted):
     rows = report_rows(record["reports"])
     assert [row["stage"] for row in rows] == ["SFT", "SFT+RFT", "SFT+RFT+GRPO"]
     assert rows[0]["rounds"] == 0 and rows[1]["rounds"] > 100_000
+    assert 0 <= record["validation"]["mean"] <= 1 and record["validation"]["error"] > 0
+
+
+def test_validation_is_paired_between_designers_and_meets_no_held_out_population(monkeypatch):
+    from daedalus import train as module
+    from daedalus.designers import FixedDesigner
+    from daedalus.env import suite
+    from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY
+
+    met, play = [], module.play
+    monkeypatch.setattr(module, "play", lambda player, people, keys: (met.append((people, keys)), play(player, people, keys))[1])
+    default, greedy = (validation(FixedDesigner(m), 40) for m in (DEFAULT_MECHANISM, INFORMED_GREEDY))
+    assert met[0] == met[1] and not set(met[0][0]) & set(suite("open"))
+    table = play(FixedDesigner(DEFAULT_MECHANISM), *met[0]).groupby("index")["reward"].mean()
+    assert default == {"mean": table.mean(), "error": table.sem()} and default != greedy
 
 
 def test_as_published_hides_what_is_not_published():
