@@ -14,9 +14,10 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 
 from transformers import AutoModelForCausalLM
 
+from daedalus.results import data_dir
 from daedalus.schema import Mechanism
 from daedalus.train import (
-    AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train,
+    SHIPPED, AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train,
     validation)
 
 
@@ -102,6 +103,15 @@ def test_what_a_training_leaves_behind(uninterrupted):
     assert [row["stage"] for row in rows] == ["SFT", "SFT+RFT", "SFT+RFT+GRPO"]
     assert rows[0]["rounds"] == 0 and rows[1]["rounds"] > 100_000
     assert 0 <= record["validation"]["mean"] <= 1 and record["validation"]["error"] > 0
+
+
+def test_the_shipped_designer_is_of_the_training_that_validated_best():
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in (data_dir() / "training").glob("small-[0-9]*.json")]
+    assert len(records) == 3 and len({json.dumps(record["provenance"]["parameters"]["profile"]) for record in records}) == 1
+    assert max(records, key=lambda record: record["validation"]["mean"])["seed"] == SHIPPED
+    shipped = next(record for record in records if record["seed"] == SHIPPED)
+    told = json.loads((data_dir() / "designer" / "training_history.json").read_text())
+    assert told == [[phase["kind"], phase["history"]] for phase in shipped["phases"]]
 
 
 def test_validation_is_paired_between_designers_and_meets_no_held_out_population(monkeypatch):
