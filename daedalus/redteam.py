@@ -26,7 +26,7 @@ from .market import (
     METRICS, ROUNDS, advance, enter_floor, make_floor, open_market, outcomes_of, read_market, simulate)
 from .noise import compiled, fill_uniforms
 from .schema import AUCTION_TYPES, DEFAULT_MECHANISM, Mechanism, mechanisms_to_array
-from .search import BLOCK, Draw
+from .search import Draw, block_keys
 
 # %% ../nbs/07_redteam.ipynb #crowd
 RULES = ("market", "EXP3", "UCB", "Q-learning", "evolution")
@@ -255,15 +255,6 @@ PRACTICE_BLOCK = 800_001   # blocks of episodes, as in `07_search`; every hunt h
 HUNT_BLOCK, CHOICE_BLOCK, BEST_BLOCK = 810_001, 900_001, 900_002
 
 
-def _keys(
-    count: int,  # episodes
-    seed: int,
-    block: int,
-) -> np.ndarray: # uint64 [count, 2]
-    "Seed and number of the first episodes of a block."
-    return np.stack([np.full(count, seed, np.uint64), block * BLOCK + np.arange(count, dtype=np.uint64)], 1)
-
-
 def practised(
     designer: Designer | Callable,
     crowds: Sequence[Crowd],
@@ -278,7 +269,7 @@ def practised(
             if crowd.rule == "evolution" and wave <= crowd.practice: inherit(mind, seed, wave)
         busy = [at for at, crowd in enumerate(crowds) if wave < crowd.practice]
         if not busy: continue
-        meet(designer, [crowds[at] for at in busy], _keys(episodes, seed, PRACTICE_BLOCK + wave),
+        meet(designer, [crowds[at] for at in busy], block_keys(episodes, seed, PRACTICE_BLOCK + wave),
              [minds[at] for at in busy], steps)
         for at in busy:
             if crowds[at].rule == "evolution": select(minds[at])
@@ -296,7 +287,7 @@ def rewards(
     "What a designer earns with crowds that have practised against it."
     check_crowds(crowds)
     minds = practised(designer, crowds, episodes, seed, steps)
-    return meet(designer, crowds, _keys(episodes, seed, block), minds, steps)
+    return meet(designer, crowds, block_keys(episodes, seed, block), minds, steps)
 
 
 def check_crowds(
@@ -318,7 +309,7 @@ def library_rewards(
     steps: int = 10,
 ) -> np.ndarray:    # float [library, crowds, episodes]
     "What each mechanism earns with each crowd."
-    keys, shape = np.tile(_keys(episodes, seed, block), (len(library), 1)), (len(library), episodes)
+    keys, shape = np.tile(block_keys(episodes, seed, block), (len(library), 1)), (len(library), episodes)
     held = [m for m in library for _ in range(episodes)]
 
     def earned(crowd):

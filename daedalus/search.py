@@ -6,8 +6,8 @@
 __all__ = ['BLOCK', 'EPISODE', 'ELITE', 'LITTER', 'FIRST_BLOCK', 'FIXED_BLOCK', 'CHOICE_BLOCK', 'LEAST_ROUNDS', 'Draw',
            'TEACHERS', 'FINALISTS', 'LIBRARY', 'HORIZON', 'LIBRARY_BLOCK', 'LESSON_BLOCK', 'SPELL_BLOCK', 'TRIAL_BLOCK',
            'ENDING', 'WAVE', 'LANDMARKS', 'TRIALS', 'LAST', 'score', 'mutate', 'climb', 'choose', 'search_suites',
-           'climb_rounds', 'choice_rounds', 'best_fixed', 'oracle', 'find_library', 'Examples', 'try_library',
-           'contextual', 'ThompsonSampler', 'rest_of_spell', 'bandit', 'optimise_fixed']
+           'climb_rounds', 'choice_rounds', 'best_fixed', 'oracle', 'block_keys', 'find_library', 'Examples',
+           'try_library', 'contextual', 'ThompsonSampler', 'rest_of_spell', 'bandit', 'optimise_fixed']
 
 # %% ../nbs/07_search.ipynb #imports
 from collections.abc import Callable, Sequence
@@ -198,7 +198,7 @@ def _check_rounds(
         raise ValueError(f"rounds must be a whole number of at least {LEAST_ROUNDS:,}, not {rounds!r}")
 
 
-def _keys(
+def block_keys(
     count: int,
     seed: int,
     block: int,
@@ -224,7 +224,7 @@ def find_library(
         pool += climb([draw(rng)], trials, seed, episodes=2, block=LIBRARY_BLOCK + 1000 * at)[:FINALISTS]
     pool = list(dict.fromkeys(pool))
     count = rounds // 4 // (WARM_UP + len(pool) * HORIZON * ROUNDS)
-    states = open_episodes([draw(rng) for _ in range(count)], _keys(count, seed, LESSON_BLOCK))
+    states = open_episodes([draw(rng) for _ in range(count)], block_keys(count, seed, LESSON_BLOCK))
     earned = holding_rewards(states, pool, HORIZON)
     picked = []
     while len(picked) < min(LIBRARY, len(pool)):
@@ -261,7 +261,7 @@ def try_library(
     count = (rounds - rounds * 2 // 5) // 2 // lesson
     for part in (1, 2):
         people = [draw(rng) for _ in range(count)]
-        keys = _keys(count, seed, LESSON_BLOCK + part)
+        keys = block_keys(count, seed, LESSON_BLOCK + part)
         parts.append(explore(library, people, keys, rng, horizon=HORIZON, guide=guide))
         found = Examples(library, *map(np.concatenate, zip(*parts)))
         guide = ContextualDesigner.fit(*found)
@@ -362,7 +362,7 @@ def _bandit(library, rounds, seed, names, draw) -> ContextualDesigner:
     def wave(number, choose):
         "What the next episodes showed: states, arms, rewards."
         people = [draw(rng) for _ in range(WAVE)]
-        return _spells(library, choose, people, _keys(WAVE, seed, SPELL_BLOCK + number), rng, names)
+        return _spells(library, choose, people, block_keys(WAVE, seed, SPELL_BLOCK + number), rng, names)
 
     inputs, arms, rewards = wave(0, lambda inputs: rng.integers(len(library), size=len(inputs)))
     kernel, level = Kernel.fit(inputs, LANDMARKS), rewards.mean()
