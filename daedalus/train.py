@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
+from .bidders import Population
 from .designers import Designer, play
 from .env import SUITES, suite
 from .grpo import GrpoSettings, reinforce
@@ -72,6 +73,7 @@ class Profile(Record):
     about: str = Field(description="what the profile is for, in a sentence")
     policy: PolicySettings = Field(PolicySettings(), description="the model before training")
     teacher_rounds: whole(0) = Field(0, description="simulated rounds from which the teacher of rejection sampling learns")
+    ahead_rounds: whole(0) = Field(0, description="simulated rounds in which it learns to look ahead, for each observation")
     phases: tuple[Phase, ...] = Field(description="in order")
 
     @property
@@ -159,17 +161,27 @@ def _sft(
 
 # %% ../nbs/10_train.ipynb #run-rft
 def _teacher(
-    place: Place,
+    profile: Profile,
+    seed: int,
+    work: Path,
 ) -> tuple[Teacher, float]:  # and the seconds that making it took
-    """The teacher of this training: made once, then read from the training's folder."""
-    file = place.work / f"teacher-{place.profile.teacher_rounds}-{place.seed}.npz"
+    """The teacher of a training: made once, then read from the training's folder."""
+    first, ahead = profile.teacher_rounds, profile.ahead_rounds
+    file = work / f"teacher-{first}-{ahead}-{seed}.npz"
     told = file.with_suffix(".json")
     if not told.exists():
         start = time.perf_counter()
-        examples = try_library(place.profile.teacher_rounds, place.seed, lambda rng: draw_populations(1, rng)[0])
-        Teacher.learn(examples, place.seed).save(file)
+        examples = try_library(first, seed, _draw)
+        Teacher.learn(examples, ahead, seed, _draw).save(file)
         write_text(told, json.dumps({"seconds": time.perf_counter() - start}))
     return Teacher.load(file), json.loads(told.read_text(encoding="utf-8"))["seconds"]
+
+
+def _draw(
+    rng: np.random.Generator,
+) -> Population:
+    """A population to learn from."""
+    return draw_populations(1, rng)[0]
 
 
 def _earlier_rows(
@@ -186,7 +198,7 @@ def _rft(
     place: Place,
 ) -> dict:
     """Run a round of rejection sampling."""
-    teacher, teaching = _teacher(place)
+    teacher, teaching = _teacher(place.profile, place.seed, place.work)
     start = time.perf_counter()
     lesson = rejection_rows(model, tokenizer, teacher, phase.lesson, place.phase_seed)
     rng, earlier = np.random.default_rng([place.phase_seed, 5]), _earlier_rows(place)
@@ -196,7 +208,8 @@ def _rft(
                         phase.tuning.replace(seed=place.phase_seed), place.folder)
     write_text(place.folder / "rows.json", json.dumps(lesson.rows))
     first = not any(earlier.kind == "rft" for earlier in place.profile.phases[:place.number])
-    return {"rounds": lesson.rounds + first * place.profile.teacher_rounds, "history": history,
+    taught = first * (place.profile.teacher_rounds + 2 * place.profile.ahead_rounds)
+    return {"rounds": lesson.rounds + taught, "history": history,
             "agreement": lesson.agreement, "kept value": lesson.kept_value, "best value": lesson.best_value,
             "seconds": {"reward": first * teaching, "states": middle - start, "update": time.perf_counter() - middle}}
 
@@ -208,7 +221,8 @@ def _grpo(
 ) -> dict:
     """Run a phase of GRPO."""
     progress = place.profile.progress[place.number]
-    return reinforce(model, tokenizer, phase.settings, place.phase_seed, str(place.folder), progress)._asdict()
+    then = _teacher(place.profile, place.seed, place.work)[0].seeing if place.profile.teacher_rounds else None
+    return reinforce(model, tokenizer, phase.settings, place.phase_seed, str(place.folder), progress, then)._asdict()
 
 
 RUNNERS: dict[str, Callable] = {"sft": _sft, "rft": _rft, "grpo": _grpo}
@@ -385,6 +399,34 @@ def _report(
         write_text(file, json.dumps(found | invalid))
     return json.loads(file.read_text(encoding="utf-8"))
 
+
+def _validated(
+    settings: PolicySettings,
+    seed: int,
+    folder: Path,  # of the phase that completes a stage
+    episodes: int,
+) -> dict[str, float]:
+    """What a stage of the training earns on the populations for choosing; kept in the phase's folder."""
+    file = folder / f"validation-{episodes}.json"
+    if not file.exists():
+        model, tokenizer = restore_policy(settings, seed, folder)
+        write_text(file, json.dumps(validation(LanguageDesigner(model.eval(), tokenizer, constrained=False), episodes)))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _teacher_report(
+    profile: Profile,
+    seed: int,
+    work: Path,
+    episodes: int,
+) -> dict | None:  # None: nobody taught
+    """What the teacher itself earns: on the held-out episodes, and on the populations for choosing."""
+    if not profile.teacher_rounds:
+        return None
+    teacher = _teacher(profile, seed, work)[0]
+    found = held_out_rewards({"signals": teacher, "published": AsPublished(teacher)}, episodes)
+    return found | {"validation": validation(teacher, 2 * episodes)}
+
 # %% ../nbs/10_train.ipynb #train
 def train(
     name: str = "small",  # a profile
@@ -407,7 +449,7 @@ def train(
         chosen = chosen.replace(policy=chosen.policy.replace(base_model=base_model))
     output = Path(output) if output else work / "designer"
     check_target(output)
-    phases, reports, rounds = [], {}, 0
+    phases, reports, folders, rounds = [], {}, {}, 0
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums on several threads would round differently on another machine
     try:
@@ -415,12 +457,14 @@ def train(
             rounds += told["rounds"]
             phases.append(told)
             if stage := stage_name(chosen, number):
+                folders[stage] = folder
                 reports[stage] = {"rounds": rounds, **_report(chosen.policy, seed, folder, episodes)}
-        model, tokenizer = restore_policy(chosen.policy, seed, folder)
-        valued = validation(LanguageDesigner(model.eval(), tokenizer, constrained=False), 2 * episodes)
+        valued = {stage: _validated(chosen.policy, seed, folder, 2 * episodes) for stage, folder in folders.items()}
+        shipped = max(valued, key=lambda stage: valued[stage]["mean"])
         record = {"profile": name, "seed": seed, "episodes": episodes, "phases": phases, "reports": reports,
-                  "validation": valued, "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
-        _export(chosen, seed, folder, output, reports)
+                  "teacher": _teacher_report(chosen, seed, work, episodes), "validation": valued, "shipped": shipped,
+                  "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
+        _export(chosen, seed, folders[shipped], output, reports)
     finally:
         torch.set_num_threads(threads)
     write_text(output / "training_history.csv", history_table(phases).to_csv(index=False, float_format="%.6g"))
