@@ -218,6 +218,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'daedalus.evaluate._plays': ('evaluate.html#_plays', 'daedalus/evaluate.py'),
                                    'daedalus.evaluate._populations': ('evaluate.html#_populations', 'daedalus/evaluate.py'),
                                    'daedalus.evaluate._reached': ('evaluate.html#_reached', 'daedalus/evaluate.py'),
+                                   'daedalus.evaluate._report_of': ('evaluate.html#_report_of', 'daedalus/evaluate.py'),
                                    'daedalus.evaluate._settings': ('evaluate.html#_settings', 'daedalus/evaluate.py'),
                                    'daedalus.evaluate._share': ('evaluate.html#_share', 'daedalus/evaluate.py'),
                                    'daedalus.evaluate._side_by_side': ('evaluate.html#_side_by_side', 'daedalus/evaluate.py'),

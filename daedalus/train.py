@@ -425,7 +425,8 @@ def _teacher_report(
         return None
     teacher = _teacher(profile, seed, work)[0]
     found = held_out_rewards({"signals": teacher, "published": AsPublished(teacher)}, episodes)
-    return found | {"validation": validation(teacher, 2 * episodes)}
+    rounds = profile.teacher_rounds + 2 * profile.ahead_rounds
+    return {"rounds": rounds, **found, "validation": validation(teacher, 2 * episodes)}
 
 # %% ../nbs/10_train.ipynb #train
 def train(
