@@ -6,7 +6,7 @@
 __all__ = ['NOTEBOOKS', 'PROFILES', 'SIZES', 'BUILD', 'QUOTED', 'READ', 'WRITTEN', 'DOIT_CONFIG', 'notebooks', 'profile_params',
            'NotebookError', 'NotebookSkipped', 'check_parameters', 'normalise', 'output_folder', 'run_notebook',
            'writers', 'results_read', 'dependencies', 'inputs', 'tree_hash', 'fingerprint', 'built', 'is_current',
-           'tasks', 'listing', 'keep_outputs', 'make_readme', 'printed', 'reproduce']
+           'renew', 'tasks', 'listing', 'keep_outputs', 'make_readme', 'printed', 'reproduce']
 
 # %% ../nbs/13_reproduce.ipynb #imports
 import json
@@ -309,7 +309,8 @@ def inputs(
 # %% ../nbs/13_reproduce.ipynb #tree-hash
 def tree_hash() -> str:
     """A hash of all that the tests depend on: library, tests, notebooks, data, settings and versions."""
-    patterns = ("daedalus/*.py", "tests/*.py", "nbs/*.ipynb", "data/**/*.json", "*.ini", "*.txt", "*.py", "*.md", "Makefile")
+    patterns = ("daedalus/*.py", "tests/*.py", "nbs/*.ipynb", "data/**/*.json", "*.ini", "*.txt", "*.py", "*.md",
+                ".github/**/*.yml", "Makefile")
     files = sorted(path for pattern in patterns for path in CHECKOUT.glob(pattern))
     contents = [part for path in files for part in (path.relative_to(CHECKOUT).as_posix(), path.read_bytes())]
     return short_hash(json.dumps(versions(), sort_keys=True), *contents)
@@ -350,6 +351,18 @@ def is_current(
     stamp = out.with_suffix(".sha")
     return out.exists() and stamp.exists() and stamp.read_text() == fingerprint(path, params, profile)
 
+# %% ../nbs/13_reproduce.ipynb #renew
+def renew(
+    path: Path,  # a notebook
+    params: Mapping[str, Any],  # the parameters of its run
+    profile: str,  # "smoke", "paper" or "verify"
+) -> Path:
+    """Run a notebook and leave its fingerprint beside the executed copy; raises as `run_notebook` does."""
+    before = fingerprint(path, params, profile)
+    out = run_notebook(path, params, built(path, profile), profile)
+    write_text(out.with_suffix(".sha"), before)
+    return out
+
 # %% ../nbs/13_reproduce.ipynb #tasks
 def tasks(
     profile: str = "smoke",  # "smoke" or "paper"
@@ -377,14 +390,12 @@ def _run(
     """Run a notebook as a task: why it was skipped, if it was, or doit's failure with the sentence to show."""
     from doit.exceptions import TaskFailed
 
-    before = fingerprint(path, params, profile)
     try:
-        out = run_notebook(path, params, built(path, profile), profile)
+        renew(path, params, profile)
     except NotebookSkipped as reason:
         return {"skipped": str(reason)}
     except NotebookError as error:
         return TaskFailed(str(error))
-    write_text(out.with_suffix(".sha"), before)
     return {}
 
 

@@ -351,7 +351,8 @@ def copy(tmp_path, write_notebook):
     shutil.copytree(results.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
     results.write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {}}')
     shutil.copy(results.data_dir() / "training.json", tmp_path / "data")
-    wait = "import pathlib, time\npathlib.Path('started').touch()\nwhile not pathlib.Path('go').exists(): time.sleep(0.05)"
+    wait = ("import pathlib, time\npathlib.Path('started').touch()\n"
+            "while not pathlib.Path('go').exists(): time.sleep(0.05)")
     for name, code in (("30_a", "1"), ("31_b", wait), ("32_c", "1")):
         write_notebook(code_cell("defaults", code, "parameters"), name=name)
     (tmp_path / "nbs").mkdir()
