@@ -24,14 +24,13 @@ from daedalus.reproduce import (
     PROFILES,
     NotebookError,
     NotebookSkipped,
-    built,
     is_current,
     output_folder,
     profile_params,
     renew,
     writers,
 )
-from .results import CHECKOUT, data_dir, write_text
+from .results import data_dir, write_text
 from .screens import DataUnavailable
 
 # %% ../nbs/13_verify.ipynb #claim

@@ -534,3 +534,43 @@ def test_every_parameter_of_a_profile_exists():
     for profile in reproduce.PROFILES:
         for path, params in zip(NOTEBOOKS, reproduce.profile_params(profile).values(), strict=True):
             reproduce.check_parameters(path, params)
+
+
+# Continuous integration
+
+
+@pytest.fixture
+def workflow():
+    yaml = pytest.importorskip("yaml", reason="PyYAML, which papermill brings, is not installed")
+    return yaml.safe_load((reproduce.CHECKOUT / ".github" / "workflows" / "reproduce.yml").read_text(encoding="utf-8"))
+
+
+def commands_of(job):
+    return [step["run"] for step in job["steps"] if "run" in step]
+
+
+def test_the_workflow_runs_the_two_commands(workflow):
+    assert {name: commands_of(job)[0] for name, job in workflow["jobs"].items()} == {
+        "test": "make test", "reproduce": "make reproduce"}
+    targets = set(re.findall(r"^([a-z]+):", (reproduce.CHECKOUT / "Makefile").read_text(), flags=re.MULTILINE))
+    made = re.findall(r"make (\w+)", " ".join(part for job in workflow["jobs"].values() for part in commands_of(job)))
+    assert set(made) <= targets
+    assert set(workflow[True]) == {"push", "pull_request", "workflow_dispatch"}   # YAML 1.1 reads `on` as true
+
+
+def test_the_workflow_caches_by_content_and_hands_over_the_paper(workflow):
+    for name, job in workflow["jobs"].items():
+        used = {step["uses"].partition("@")[0]: step.get("with", {}) for step in job["steps"] if "uses" in step}
+        assert used["actions/setup-python"]["python-version"] == "3.11" and used["actions/setup-python"]["cache"] == "pip"
+        for path in used["actions/setup-python"]["cache-dependency-path"].split():
+            assert (reproduce.CHECKOUT / path).exists()
+        assert "build" in used["actions/cache"]["path"].split()
+        patterns = re.findall(r"'([^']+)'", used["actions/cache"]["key"])
+        assert patterns and all(list(reproduce.CHECKOUT.glob(pattern)) for pattern in patterns)
+        kept = used["actions/upload-artifact"]["path"].split()
+        assert kept == {"test": ["build/verify/claims.csv"], "reproduce": ["paper", "data/results"]}[name]
+
+
+def test_the_workflow_names_no_host():
+    text = (reproduce.CHECKOUT / ".github" / "workflows" / "reproduce.yml").read_text(encoding="utf-8")
+    assert "://" not in text and not re.search(r"\b[\w-]+\.(org|com|io|net)\b", text)
