@@ -13,7 +13,7 @@ help: ## list the targets (the default)
 reproduce: $(READY) ## run every notebook at full size; remake results, figures and README.md
 	$(BIN)/daedalus reproduce --profile paper --keep-outputs
 
-verify: $(READY) ## recompute every committed number at full size and compare; `daedalus reproduce --verify`: a few
+verify: $(READY) ## recompute every committed number at full size and compare; a few: daedalus reproduce --verify
 	$(BIN)/daedalus reproduce --verify --profile paper
 
 test: $(READY) export ## everything CI checks: export, style, every notebook at smoke size, a few paper numbers, pytest

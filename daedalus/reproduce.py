@@ -546,7 +546,7 @@ def reproduce(
     force: bool = False,  # run even where nothing changed
     keep: bool = False,  # copy outputs into nbs/ and make README.md
 ) -> int:
-    """Run the notebooks that are not up to date; return 0, or doit's exit code when one failed.
+    """Run the notebooks that are not up to date; return 0, or 1 when one failed.
 
     Raises ValueError for an unknown profile or notebook.
     """
@@ -566,4 +566,4 @@ def reproduce(
             if only in (None, path.stem) and built(path, profile).exists():
                 keep_outputs(path, built(path, profile))
         make_readme()
-    return code
+    return min(code, 1)

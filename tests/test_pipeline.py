@@ -311,7 +311,7 @@ def test_only_what_depends_on_a_change_runs_again(project, capfd):
 def test_a_failure_stops_only_what_depends_on_it_and_a_rerun_resumes(project, tmp_path, capfd):
     writer, reader, apart = project(2)
     (tmp_path / "broken").touch()
-    assert reproduce.reproduce("smoke") != 0
+    assert reproduce.reproduce("smoke") == 1
     told = capfd.readouterr().out
     assert "30_writer.ipynb failed in cell 'check': AssertionError" in told
     assert "1 ran, 0 were current, 0 skipped, 1 failed, 1 not run" in told
