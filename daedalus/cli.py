@@ -306,24 +306,53 @@ def search(
     return 0
 
 # %% ../nbs/14_cli.ipynb #reproduce
+def _verify(
+    profile: str,
+    only: str | None,
+    list_: bool,
+    force: bool,
+) -> int:  # the exit code
+    """Recompute the committed numbers, or list the claims about them."""
+    from daedalus import verify as checker
+
+    _quieten()
+    if not list_:
+        return checker.verify(profile, only, force)
+    for claim in checker.claims():
+        typer.echo(f"{claim.id:32} {'alone, or ' if claim.spot else 'only '}at full size: {claim.sentence}")
+    return 0
+
+
 @app.command()
 @says_what_is_wrong
 def reproduce(
     profile: Annotated[str, typer.Option(help="smoke: small, for tests. paper: full size, as committed.")] = "smoke",
-    only: Annotated[str | None, typer.Option(help="Name of one notebook, such as 20_theory.")] = None,
+    only: Annotated[str | None, typer.Option(help="Notebook, such as 20_theory; with --verify also a claim.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say which would run, and run none.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run even where nothing changed.")] = False,
     keep_outputs: Annotated[bool, typer.Option("--keep-outputs", help="Copy outputs to nbs/ and README.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print what the notebook printed; with --only.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute committed numbers; exit 1 on a miss.")] = False,
+    trace: Annotated[str | None, typer.Option(help="Say where a claim, or a printed number, comes from.")] = None,
 ) -> int:
-    """Run the notebooks where something changed.
+    """Run the notebooks where something changed, or verify and trace their numbers.
 
-    Executed notebooks go to build/nbs. A run that was interrupted goes on where it stopped.
+    Executed notebooks go to build/nbs. A run that was interrupted goes on where it stopped. With --verify the table of
+    claims is printed: at profile smoke numbers that can be recomputed within seconds, at profile paper all of them.
     """
     from daedalus import reproduce as runner
 
     if show and only is None:
         raise ValueError("--show needs --only NAME")
+    if verify and (show or keep_outputs):
+        raise ValueError("--verify leaves the notebooks alone: do without --show and --keep-outputs")
+    if trace is not None:
+        from daedalus.verify import trace as lines
+
+        typer.echo("\n".join(lines(trace)))
+        return 0
+    if verify:
+        return _verify(profile, only, list_, force)
     if list_:
         for line in runner.listing(profile):
             typer.echo(line)
