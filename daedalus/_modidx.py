@@ -825,6 +825,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'daedalus.train.Place': ('train.html#place', 'daedalus/train.py'),
                                 'daedalus.train.Place.phase_seed': ('train.html#place.phase_seed', 'daedalus/train.py'),
                                 'daedalus.train.Profile': ('train.html#profile', 'daedalus/train.py'),
+                                'daedalus.train.Profile._one_set_of_adapters': ( 'train.html#profile._one_set_of_adapters',
+                                                                                 'daedalus/train.py'),
                                 'daedalus.train.Profile.progress': ('train.html#profile.progress', 'daedalus/train.py'),
                                 'daedalus.train.RftPhase': ('train.html#rftphase', 'daedalus/train.py'),
                                 'daedalus.train.SftPhase': ('train.html#sftphase', 'daedalus/train.py'),

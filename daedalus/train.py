@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from .designers import Designer, play
@@ -75,6 +75,13 @@ class Profile(Record):
     policy: PolicySettings = Field(PolicySettings(), description="the model before training")
     teacher_rounds: whole(0) = Field(0, description="simulated rounds from which the teacher of rejection sampling learns")
     phases: tuple[Phase, ...] = Field(description="in order")
+
+    @model_validator(mode="after")
+    def _one_set_of_adapters(self):
+        """A phase has adapters of its own only where the model has none."""
+        if self.policy.lora_rank and any(phase.kind == "grpo" and phase.adapters for phase in self.phases):
+            raise ValueError("adapters of a phase need a policy without adapters: set lora_rank or adapters to 0")
+        return self
 
     @property
     def progress(self) -> list[float]:
@@ -295,7 +302,8 @@ def borrow_phases(
     """Copy the finished phases, and the teacher, that two trainings have in common."""
     work, lender, borrowed = Path(work), Path(lender), 0
     work.mkdir(parents=True, exist_ok=True)
-    for file in sorted(lender.glob(f"teacher-{profile.teacher_rounds}-{seed}.*"), reverse=True):  # .json last: it vouches
+    teacher = lender.glob(f"teacher-{profile.teacher_rounds}-{seed}.*")
+    for file in sorted(teacher, reverse=True):  # the .json last, which says that the .npz is there
         _copied(file, work / file.name)
     for number, (mine, theirs) in enumerate(zip(phase_folders(profile, work), phase_folders(profile, lender))):
         if _finished(theirs, _key(profile, seed, number)) is None:

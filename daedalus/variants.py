@@ -111,7 +111,8 @@ def run_variant(
     parts = sorted({part for told in phases for part in told["seconds"]})
     seconds = {part: round(sum(told["seconds"].get(part, 0.0) for told in phases), 1) for part in parts}
     return {"rounds": sum(told["rounds"] for told in phases), "seconds": seconds,
-            "invalid": likely.invalid / likely.asked, "invalid sampled": sampled.invalid / sampled.asked, "held out": found}
+            "invalid": likely.invalid / likely.asked, "invalid sampled": sampled.invalid / sampled.asked,
+            "held out": found}
 
 # %% ../nbs/10_variants.ipynb #run-ablations
 def read_records(
@@ -137,11 +138,11 @@ def run_ablations(
     plan: AblationPlan,
     file: str | Path,  # of the records; those that it has are kept
     work: str | Path,  # folder of the trainings
-) -> list[dict]:  # seed after seed, variants in the order of the plan
+) -> list[dict]:  # variant after variant, each with all seeds
     """Train every variant with every seed, or go on doing so."""
     file, work, profiles = Path(file), Path(work), plan.profiles()
     kept = {(record["variant"], record["seed"]): record for record in read_records(file)}
-    records, runs = [], [(name, seed) for seed in plan.seeds for name in profiles]
+    records, runs = [], [(name, seed) for name in profiles for seed in plan.seeds]
     for name, seed in tqdm(runs, "variants", disable=None):
         key, old = record_key(profiles[name], seed, plan.episodes), kept.get((name, seed), {})
         if old.get("key") != key:

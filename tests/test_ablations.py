@@ -125,7 +125,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypa
 def test_a_changed_variant_alone_is_trained_again(trained, monkeypatch):
     folder, before = trained
     called = []
-    monkeypatch.setattr(variants, "run_variant", lambda *args: called.append(args) or {"held out": {}})
+
+    def untrained(profile, seed, work, *others):
+        called.append(profile)
+        work.mkdir()
+        return {"held out": {}}
+
+    monkeypatch.setattr(variants, "run_variant", untrained)
     (folder / "copy.json").write_text((folder / "records.json").read_text())
     variant = Variant(name="no KL term", factor="KL", changes={"phases": {"grpo": {"settings": {"beta": 0.1}}}})
     after = run_ablations(tiny(variants=(variant,)), folder / "copy.json", folder / "work")
@@ -153,6 +159,11 @@ def test_what_is_borrowed_is_what_both_have_in_common(trained, tmp_path):
     assert not (tmp_path / "mine" / "02-grpo").exists() and len(list((tmp_path / "mine").glob("teacher-*"))) == 2
 
 
+def test_adapters_of_a_phase_and_of_the_model_exclude_each_other():
+    with pytest.raises(ValueError, match="adapters of a phase need a policy without adapters"):
+        vary(profile("smoke"), {"policy": {"lora_rank": 4}, "phases": {"grpo": {"adapters": 4}}})
+
+
 def test_a_phase_with_adapters_leaves_merged_weights(trained, tmp_path):
     folder, _ = trained
     changed = vary(profile("smoke"), {"phases": {"grpo": {"adapters": 4, "settings": {"learning_rate": 0.01}}}})
@@ -171,7 +182,7 @@ def test_a_phase_with_adapters_leaves_merged_weights(trained, tmp_path):
 
 def test_the_committed_records_belong_to_the_committed_plan():
     profiles, records = PLAN.profiles(), ablation_records()
-    assert [(r["variant"], r["seed"]) for r in records] == [(name, seed) for seed in PLAN.seeds for name in profiles]
+    assert [(r["variant"], r["seed"]) for r in records] == [(name, seed) for name in profiles for seed in PLAN.seeds]
     for record in records:
         assert record["key"] == record_key(profiles[record["variant"]], record["seed"], PLAN.episodes)
         for found in record["held out"].values():
@@ -189,7 +200,8 @@ def test_records_of_other_settings_have_other_keys():
 
 
 def test_rewards_are_ordered_by_seed():
-    records = [{"variant": "a", "seed": seed, "held out": {"open, signals": {"rewards": [seed, 1.0]}}} for seed in (2, 0, 1)]
+    records = [{"variant": "a", "seed": seed, "held out": {"open, signals": {"rewards": [seed, 1.0]}}}
+               for seed in (2, 0, 1)]
     assert rewards_of(records, "a", "open, signals").tolist() == [[0, 1], [1, 1], [2, 1]]
     with pytest.raises(ValueError, match="variant must be one that was trained, not 'b'"):
         rewards_of(records, "b", "open, signals")
