@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TREE := $(BIN)/python -c 'from daedalus.reproduce import tree_hash; print(tree_hash())'
 
-.PHONY: help reproduce verify test train serve export bench clean
+.PHONY: help reproduce verify test train ablations serve export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test: $(READY) export ## everything CI checks: export, style, every notebook at 
 
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
 	$(BIN)/daedalus train --profile small --seed 1 --output data/designer --record data/training/small-1.json
+
+ablations: $(READY) ## train the variants of a small recipe, three seeds each, in an hour; resumes when interrupted
+	$(BIN)/daedalus ablate --record data/ablations/records.json
 
 serve: $(READY) ## the market, the designer and the arena at http://127.0.0.1:7860; Ctrl-C ends it
 	$(BIN)/daedalus serve

@@ -276,6 +276,7 @@ def reinforce(
     then: ContextualDesigner | None = None,  # who plays on after a reply's first step; None: it is held
 ) -> Phase:
     """Train a model by GRPO in the states that it causes."""
+    import torch
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import GRPOTrainer
@@ -283,7 +284,8 @@ def reinforce(
     start = time.perf_counter()
     rows = prompt_rows(LanguageDesigner(model.eval(), tokenizer, constrained=False), settings, seed, progress)
     rewards, seconds = MarketRewards(settings.horizon, settings.futures, then), {"states": time.perf_counter() - start}
-    kind = GRPOTrainer if hasattr(model, "peft_config") else shared_prompt_trainer()
+    adapters_on_a_card = hasattr(model, "peft_config") and torch.cuda.is_available()
+    kind = GRPOTrainer if adapters_on_a_card else shared_prompt_trainer()
     longest = len(tokenizer(_LONGEST)["input_ids"]) + 4
     trainer = kind(model=model, reward_funcs=rewards.functions(), args=trl_config(settings, longest, folder, seed),
                    train_dataset=Dataset.from_list(rows), processing_class=tokenizer)

@@ -40,14 +40,15 @@ class Teacher(NamedTuple):
     def learn(
         cls,
         examples: Examples,
-        rounds: int,  # simulated rounds of policy iteration, for each of the critics
+        rounds: int,  # simulated rounds of policy iteration, for each of the critics; 0: they value mechanisms that are held
         seed: int = 0,
         draw: Draw = draw_training_population,
     ) -> "Teacher":
         """The teacher that these examples, and policy iteration from them, make."""
+        first = (ContextualDesigner(examples.library, examples.critic(names, seed), names)
+                 for names in (READINGS, PUBLISHED_READINGS))
         return cls(examples.library, *(
-            improve(ContextualDesigner(examples.library, examples.critic(names, seed), names), rounds, seed, draw).model
-            for names in (READINGS, PUBLISHED_READINGS)))
+            improve(designer, rounds, seed, draw).model if rounds else designer.model for designer in first))
 
     @property
     def seeing(self) -> ContextualDesigner:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Phase', 'RUNNERS', 'SHIPPED', 'SftPhase', 'RftPhase', 'GrpoPhase', 'Profile', 'profiles', 'profile', 'save_policy',
-           'restore_policy', 'Place', 'phase_folders', 'run_phases', 'AsPublished', 'AskedOnce', 'held_out_rewards',
-           'validation', 'history_table', 'stage_name', 'train', 'report_rows']
+           'restore_policy', 'Place', 'phase_folders', 'run_phases', 'borrow_phases', 'AsPublished', 'AskedOnce',
+           'held_out_rewards', 'validation', 'history_table', 'stage_name', 'one_thread', 'train', 'report_rows']
 
 # %% ../nbs/10_train.ipynb #imports
 import json
@@ -14,12 +14,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from .bidders import Population
@@ -27,7 +28,7 @@ from .designers import Designer, play
 from .env import SUITES, suite
 from .grpo import GrpoSettings, reinforce
 from .language import LanguageDesigner
-from .policy import PolicySettings, load_model, load_policy
+from .policy import PolicySettings, load_model, load_policy, with_adapters
 from .results import data_dir, provenance, short_hash, write_text
 from .rft import RftSettings, Teacher, rejection_rows
 from .schema import Mechanism, Observation, Record, amount, whole
@@ -62,6 +63,7 @@ class GrpoPhase(Record):
 
     kind: Literal["grpo"] = "grpo"
     settings: GrpoSettings = Field(GrpoSettings(), description="how the phase is run")
+    adapters: whole(0) = Field(0, description="rank of adapters trained in place of all weights, and merged at the end")
 
 
 Phase = Annotated[SftPhase | RftPhase | GrpoPhase, Field(discriminator="kind")]
@@ -75,6 +77,13 @@ class Profile(Record):
     teacher_rounds: whole(0) = Field(0, description="simulated rounds from which the teacher of rejection sampling learns")
     ahead_rounds: whole(0) = Field(0, description="simulated rounds in which it learns to look ahead, for each observation")
     phases: tuple[Phase, ...] = Field(description="in order")
+
+    @model_validator(mode="after")
+    def _one_set_of_adapters(self):
+        """A phase has adapters of its own only where the model has none."""
+        if self.policy.lora_rank and any(phase.kind == "grpo" and phase.adapters for phase in self.phases):
+            raise ValueError("adapters of a phase need a policy without adapters: set lora_rank or adapters to 0")
+        return self
 
     @property
     def progress(self) -> list[float]:
@@ -211,7 +220,7 @@ def _rft(
     taught = first * (place.profile.teacher_rounds + 2 * place.profile.ahead_rounds)
     return {"rounds": lesson.rounds + taught, "history": history,
             "agreement": lesson.agreement, "kept value": lesson.kept_value, "best value": lesson.best_value,
-            "seconds": {"reward": first * teaching, "states": middle - start, "update": time.perf_counter() - middle}}
+            "seconds": {"teacher": first * teaching, "states": middle - start, "update": time.perf_counter() - middle}}
 
 # %% ../nbs/10_train.ipynb #run-grpo
 def _grpo(
@@ -221,8 +230,13 @@ def _grpo(
 ) -> dict:
     """Run a phase of GRPO."""
     progress = place.profile.progress[place.number]
-    then = _teacher(place.profile, place.seed, place.work)[0].seeing if place.profile.teacher_rounds else None
-    return reinforce(model, tokenizer, phase.settings, place.phase_seed, str(place.folder), progress, then)._asdict()
+    then = _teacher(place.profile, place.seed, place.work)[0].seeing if place.profile.ahead_rounds else None
+    policy = PolicySettings(lora_rank=phase.adapters, lora_alpha=phase.adapters or 1)
+    trained = with_adapters(model, policy, place.phase_seed)
+    told = reinforce(trained, tokenizer, phase.settings, place.phase_seed, str(place.folder), progress, then)._asdict()
+    if phase.adapters:
+        trained.merge_and_unload(safe_merge=True)  # into `model`, whose layers the adapters were wrapped around
+    return told
 
 
 RUNNERS: dict[str, Callable] = {"sft": _sft, "rft": _rft, "grpo": _grpo}
@@ -291,6 +305,43 @@ def run_phases(
                 shutil.rmtree(folder, ignore_errors=True)
         yield target, told
         before = target
+
+# %% ../nbs/10_train.ipynb #borrow
+def borrow_phases(
+    profile: Profile,
+    seed: int,
+    work: str | Path,  # folder of the training that is about to run
+    lender: str | Path,  # folder of a training that has run; what it lacks is not borrowed
+) -> int:  # how many phases were borrowed
+    """Copy the finished phases, and the teacher, that two trainings have in common."""
+    work, lender, borrowed = Path(work), Path(lender), 0
+    work.mkdir(parents=True, exist_ok=True)
+    teacher = lender.glob(f"teacher-{profile.teacher_rounds}-{profile.ahead_rounds}-{seed}.*")
+    for file in sorted(teacher, reverse=True):  # the .json last, which says that the .npz is there
+        _copied(file, work / file.name)
+    for number, (mine, theirs) in enumerate(zip(phase_folders(profile, work), phase_folders(profile, lender))):
+        if _finished(theirs, _key(profile, seed, number)) is None:
+            break
+        if _finished(mine, _key(profile, seed, number)) is None:
+            _copied(theirs, mine)
+            borrowed += 1
+    return borrowed
+
+
+def _copied(
+    source: Path,
+    target: Path,  # replaced if it is there
+) -> None:
+    """Copy a file or a folder in one step."""
+    half = Path(tempfile.mkdtemp(prefix=".borrowed-", dir=target.parent))
+    try:
+        copy = shutil.copytree if source.is_dir() else shutil.copy2
+        copy(source, half / source.name)
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(half / source.name, target)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
 
 # %% ../nbs/10_train.ipynb #held-out
 @dataclass(frozen=True)
@@ -428,6 +479,19 @@ def _teacher_report(
     rounds = profile.teacher_rounds + 2 * profile.ahead_rounds
     return {"rounds": rounds, **found, "validation": validation(teacher, 2 * episodes)}
 
+# %% ../nbs/10_train.ipynb #one-thread
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute on one thread: sums on several would round differently on another machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
 # %% ../nbs/10_train.ipynb #train
 def train(
     name: str = "small",  # a profile
@@ -441,8 +505,6 @@ def train(
 
     Raises ValueError as `profile` and `load_policy` do.
     """
-    import torch
-
     from daedalus.export import check_target
 
     chosen, work = profile(name), Path(work or f"build/training/{name}-{seed}")
@@ -451,9 +513,7 @@ def train(
     output = Path(output) if output else work / "designer"
     check_target(output)
     phases, reports, folders, rounds = [], {}, {}, 0
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums on several threads would round differently on another machine
-    try:
+    with one_thread():
         for number, (folder, told) in enumerate(run_phases(chosen, work, seed)):
             rounds += told["rounds"]
             phases.append(told)
@@ -466,8 +526,6 @@ def train(
                   "teacher": _teacher_report(chosen, seed, work, episodes), "validation": valued, "shipped": shipped,
                   "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
         _export(chosen, seed, folders[shipped], output, reports)
-    finally:
-        torch.set_num_threads(threads)
     write_text(output / "training_history.csv", history_table(phases).to_csv(index=False, float_format="%.6g"))
     write_text(output / "training_history.json", json.dumps([[told["kind"], told["history"]] for told in phases]) + "\n")
     write_text(work / "record.json", json.dumps(record) + "\n")
