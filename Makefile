@@ -29,7 +29,7 @@ test: $(READY) export ## everything CI checks: export, style, every notebook at 
 	else $(BIN)/python -m pytest -q tests && $(TREE) > build/tests.passed; fi
 
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
-	$(BIN)/daedalus train --profile small --seed 1 --output data/designer --record data/training/small-1.json
+	$(BIN)/daedalus train --profile small --seed 2 --output data/designer --record data/training/small-2.json
 
 ablations: $(READY) ## train the variants of a small recipe, three seeds each, in an hour; resumes when interrupted
 	$(BIN)/daedalus ablate --record data/ablations/records.json
