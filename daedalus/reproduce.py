@@ -203,12 +203,14 @@ def inputs(
     path: Path,  # a notebook
     profile: str,  # "smoke" or "paper"
 ) -> list[Path]:
-    """Data files and results that a notebook, or a library module it uses, names in its code."""
+    """Data files and results that a notebook, or a module it uses, names in its code; and what the paper is made of."""
     code = notebook_code(path)
     code += "".join((PACKAGE / f"{name}.py").read_text(encoding="utf-8") for name in modules_used(code))
     named = set(re.findall(r"[\"']([\w.-]+)[\"']", code))
     places = [folder / name for name in sorted(named - {"results"}) for folder in data_folders()]
     data = [file for place in places for file in (sorted(place.iterdir()) if place.is_dir() else [place]) if file.is_file()]
+    if path.stem.endswith("_paper"):  # it shows figures, by names that its code does not hold
+        data += [file for kind in ("*.typ", "*.bib", "figures/*.svg") for file in sorted((CHECKOUT / "paper").glob(kind))]
     results = {file.stem: file for file in (data_dir() / "results").glob("*.json")}
     if profile != "paper":
         results |= {file.stem: file for file in (BUILD / "results" / profile).glob("*.json")}
@@ -225,7 +227,8 @@ def _writer(
 # %% ../nbs/13_reproduce.ipynb #tree-hash
 def tree_hash() -> str:
     """A hash of all that the tests depend on: library, tests, notebooks, data, settings and versions."""
-    patterns = ("daedalus/*.py", "tests/*.py", "nbs/*.ipynb", "data/**/*.json", "*.ini", "*.txt", "*.py", "*.md", "Makefile")
+    patterns = ("daedalus/*.py", "tests/*.py", "nbs/*.ipynb", "data/**/*.json", "*.ini", "*.txt", "*.py", "*.md", "Makefile",
+                "paper/*.*", "paper/*/*.*")
     files = sorted(path for pattern in patterns for path in CHECKOUT.glob(pattern))
     contents = [part for path in files for part in (path.relative_to(CHECKOUT).as_posix(), path.read_bytes())]
     return short_hash(json.dumps(versions(), sort_keys=True), *contents)
