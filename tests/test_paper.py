@@ -27,6 +27,7 @@ RESULT_SECTIONS = ("abstract", "results", "flaws", "ablations", "limits")
 
 SKIPPED = re.compile(r"//[^\n]*|`+[^`]*`+|\\.|<[a-z][a-z0-9-]*>|@[\w-]+", re.DOTALL)  # no prose, wherever it stands
 STATEMENT = re.compile(r"(?:let|set|show|import)\b")
+TOKEN = re.compile(r'//[^\n]*|"((?:[^"\\]|\\.)*)"|(\d[\d.]*)(%|[a-z]+)?|[A-Za-z_][\w-]*')  # string, number and unit, name
 BRANCH = re.compile(r"(?:if|for|while)\b")
 
 
@@ -79,7 +80,7 @@ class Reader:
     def code(self, end):
         """Read code up to a character of `end` that no bracket holds."""
         while self.peek() and self.peek() not in end:
-            token = re.compile(r'//[^\n]*|"((?:[^"\\]|\\.)*)"|(\d[\d.]*)(%|[a-z]+)?|[A-Za-z_][\w-]*').match(self.source, self.at)
+            token = TOKEN.match(self.source, self.at)
             if token:
                 if token[1] is not None:
                     self.keep("string", token[1])
@@ -105,13 +106,19 @@ class Reader:
         if BRANCH.match(self.source, self.at):
             self.code("[{")
             self.block(self.peek())
-            return self.otherwise()
+            self.otherwise()
+            return self.no_semicolon()
         name = re.compile(r"[A-Za-z_][\w-]*").match(self.source, self.at)
         if name:
             self.at = name.end()
         while suffix := re.compile(r"[(\[{]|\.[a-z][\w-]*").match(self.source, self.at):
             self.block(suffix[0]) if len(suffix[0]) == 1 else setattr(self, "at", suffix.end())
-        assert self.peek() != ";", f"write \\; for a semicolon after an expression: {self.source[self.at - 60 : self.at + 1]!r}"
+        return self.no_semicolon()
+
+    def no_semicolon(self):
+        """A semicolon ends an expression and is not printed: whoever means one writes a backslash before it."""
+        near = self.source[max(0, self.at - 60) : self.at + 1]
+        assert self.peek() != ";", f"write \\; for a semicolon after an expression: {near!r}"
 
     def otherwise(self):
         """Read the other branch of a condition, if there is one."""
