@@ -48,10 +48,9 @@ class Reader:
         while self.peek() and self.peek() != end:
             skipped = SKIPPED.match(self.source, self.at)
             if skipped:
-                heading = self.source.rfind("\n=", 0, self.at) > self.source.rfind("\n", 0, self.at) - 1
-                if heading and skipped[0].startswith("<"):
-                    level = re.match(r"\n(=+) ", self.source[self.source.rfind("\n=", 0, self.at) :])[1]
-                    self.section = skipped[0][1:-1] if level == "=" else self.section
+                line = self.source[self.source.rfind("\n", 0, self.at) + 1 : self.at]
+                if line.startswith("= ") and skipped[0].startswith("<"):
+                    self.section = skipped[0][1:-1]
                 self.at = skipped.end()
             elif self.peek() == "$":
                 self.math()
