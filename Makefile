@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TREE := $(BIN)/python -c 'from daedalus.reproduce import tree_hash; print(tree_hash())'
 
-.PHONY: help reproduce test train serve export bench clean
+.PHONY: help reproduce verify test train ablations serve export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -13,19 +13,26 @@ help: ## list the targets (the default)
 reproduce: $(READY) ## run every notebook at full size; remake results, figures and README.md
 	$(BIN)/daedalus reproduce --profile paper --keep-outputs
 
-test: $(READY) export ## everything CI checks: export, style, every notebook at smoke size, pytest
+verify: $(READY) ## recompute every committed number at full size and compare; a few: daedalus reproduce --verify
+	$(BIN)/daedalus reproduce --verify --profile paper
+
+test: $(READY) export ## everything CI checks: export, style, every notebook at smoke size, a few paper numbers, pytest
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then \
 	  git diff --exit-code --stat nbs daedalus README.md \
 	  || { echo "Exporting changed these files: stage or commit them."; exit 1; }; \
 	else echo "Not a git checkout: whether the export changed committed files is not checked."; fi
 	$(BIN)/ruff check --quiet --select E4,E7,E9,F,B --ignore E402,E701,B905 daedalus tests setup.py dodo.py
 	$(BIN)/daedalus reproduce --profile smoke
+	$(BIN)/daedalus reproduce --verify --profile smoke
 	@if [ "$$($(TREE))" = "$$(cat build/tests.passed 2>/dev/null)" ]; then \
 	  echo "Nothing changed since all tests passed; remove build/tests.passed to run them again."; \
 	else $(BIN)/python -m pytest -q tests && $(TREE) > build/tests.passed; fi
 
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
-	$(BIN)/daedalus train --profile small --seed 1 --output data/designer --record data/training/small-1.json
+	$(BIN)/daedalus train --profile small --seed 2 --output data/designer --record data/training/small-2.json
+
+ablations: $(READY) ## train the variants of a small recipe, three seeds each, in an hour; resumes when interrupted
+	$(BIN)/daedalus ablate --record data/ablations/records.json
 
 serve: $(READY) ## the market, the designer and the arena at http://127.0.0.1:7860; Ctrl-C ends it
 	$(BIN)/daedalus serve

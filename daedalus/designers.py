@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['informed_greedy', 'PUBLISHED_READINGS', 'READINGS', 'STRAY', 'DESIGNERS', 'Designer', 'FixedDesigner',
-           'RandomDesigner', 'play', 'readings', 'holding_rewards', 'explore', 'Kernel', 'KernelRidge',
-           'ContextualDesigner']
+           'RandomDesigner', 'play', 'readings', 'readings_table', 'holding_rewards', 'playing_on_rewards', 'explore',
+           'Kernel', 'KernelRidge', 'ContextualDesigner']
 
 # %% ../nbs/06_designers.ipynb #imports
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -156,6 +157,29 @@ def readings(
         raise ValueError(f"readings: the observation has no {', '.join(missing)}; it has {', '.join(known)}")
     return np.array([known[name] for name in names])
 
+# %% ../nbs/06_designers.ipynb #readings-table
+@cache
+def _lever_row(
+    mechanism: Mechanism,
+) -> tuple[float, ...]:
+    """The numbers of `_levers`, made once for each mechanism."""
+    return tuple(_levers(mechanism).values())
+
+
+def readings_table(
+    episodes: Episodes,
+    names: Sequence[str] = READINGS,  # which numbers, in which order
+) -> np.ndarray:  # float64 [batch, names]
+    """What designers read where a batch of episodes stands: row i is `readings(observe(episodes)[i], names)`."""
+    recent, batch = episodes.recent, len(episodes.mechanisms)
+    past = [recent[max(-1 - ago, -len(recent))] for ago in range(RECENT)]
+    scores = [getattr(outcomes, name) for outcomes in past for name in RecentOutcome.model_fields]
+    levers = np.array([_lever_row(mechanism) for mechanism in episodes.mechanisms])
+    progress = np.full(batch, episodes.round_number / episodes.episode_length)
+    columns = (progress, np.full(batch, float(len(recent))), *scores, *recent[-1].signals.T, *levers.T)
+    known = dict(zip(READINGS, columns, strict=True))
+    return np.stack([known[name] for name in names], axis=1)
+
 # %% ../nbs/06_designers.ipynb #holding-rewards
 def holding_rewards(
     episodes: Episodes,  # not changed
@@ -172,6 +196,23 @@ def holding_rewards(
 
     return np.stack([held(mechanism) for mechanism in library], axis=1)
 
+# %% ../nbs/06_designers.ipynb #playing-on
+def playing_on_rewards(
+    episodes: Episodes,  # not over, and not changed
+    library: Sequence[Mechanism],
+    then: "ContextualDesigner",  # plays on after a mechanism's step
+    horizon: int = 6,  # steps to look ahead, at least 1; the episode may end before
+) -> np.ndarray:  # float64 [batch, library]: sum of the rewards, as a share of the horizon
+    """What each mechanism of a library is worth for a step, to a designer who plays on."""
+    def earned(mechanism):
+        ahead, total = play_step(episodes, mechanism), 0.0
+        for _ in range(min(horizon, episodes.episode_length - episodes.round_number) - 1):
+            total = total + ahead.recent[-1].reward
+            ahead = play_step(ahead, then.on(ahead))
+        return (total + ahead.recent[-1].reward) / horizon
+
+    return np.stack([earned(mechanism) for mechanism in library], axis=1)
+
 # %% ../nbs/06_designers.ipynb #explore
 STRAY = 0.2  # share of the steps that a guided walk plays at random
 
@@ -184,6 +225,7 @@ def explore(
     steps: int = 10,  # states of each episode to learn from, 1 to 10
     horizon: int = 3,  # steps that each mechanism is held, at least 1
     guide: Designer | None = None,  # who walks where chance does not; None: chance alone
+    then: "ContextualDesigner | None" = None,  # who plays on after a mechanism's first step; None: it is held
 ) -> tuple[np.ndarray, np.ndarray]:  # inputs [examples, READINGS] and rewards [examples, library]
     """Examples to learn from: observations on a walk, and what each mechanism would earn from there."""
     rng, examples, episodes = np.random.default_rng(rng), [], open_episodes(populations, seeds)
@@ -193,8 +235,9 @@ def explore(
             stray = rng.random(len(populations)) < STRAY
             chosen = guide.design_batch(observe(episodes)) if guide else chance
             episodes = play_step(episodes, [chance[at] if stray[at] else chosen[at] for at in range(len(chosen))])
-        inputs = [readings(observation) for observation in observe(episodes)]
-        examples.append((inputs, holding_rewards(episodes, library, horizon)))
+        earned = playing_on_rewards(episodes, library, then, horizon) if then else holding_rewards(
+            episodes, library, horizon)
+        examples.append((readings_table(episodes), earned))
     inputs, rewards = map(np.concatenate, zip(*examples, strict=True))
     return inputs, rewards
 
@@ -249,10 +292,11 @@ class KernelRidge:
 
     def __call__(
         self,
-        x: np.ndarray,  # [d]
-    ) -> np.ndarray:  # [targets]
-        """The prediction for one input."""
-        return self.mean + self.kernel(x[None])[0] @ self.weights
+        x: np.ndarray,  # [n, d], or [d] of one input
+    ) -> np.ndarray:  # [n, targets], or [targets]
+        """The prediction for inputs."""
+        found = self.mean + self.kernel(np.atleast_2d(x)) @ self.weights
+        return found if np.ndim(x) == 2 else found[0]
 
     @classmethod
     def fit(
@@ -279,6 +323,13 @@ class ContextualDesigner(Designer):
 
     def __call__(self, observation: Observation) -> Mechanism:
         return self.library[int(np.argmax(self.model(readings(observation, self.names))))]
+
+    def on(
+        self,
+        episodes: Episodes,
+    ) -> list[Mechanism]:  # one for each
+        """What it plays where a batch of episodes stands, read and judged at once; for models that take many inputs."""
+        return [self.library[at] for at in self.model(readings_table(episodes, self.names)).argmax(1)]
 
     @classmethod
     def fit(

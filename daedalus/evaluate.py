@@ -216,9 +216,17 @@ def training_records(
             for file in sorted((data_dir() / "training").glob(f"{profile}-[0-9]*.json"))]
 
 # %% ../nbs/11_evaluate.ipynb #recorded
+def _report_of(
+    record: dict,
+    stage: str,
+) -> dict:
+    "What a stage of a training reached, or its teacher."
+    return record["teacher"] if stage == "teacher" else record["reports"][stage]
+
+
 def recorded(
     record: dict,      # as `daedalus.train.train` returns it
-    stage: str,        # of the training, such as "SFT"
+    stage: str,        # of the training, such as "SFT", or "teacher": who taught it
     suite: str,        # a suite's name
     observation: str = "signals", # what was read: "signals", "published", or "sampled" for replies at temperature 1
     name: str | None = None,      # of the designer in the table; None: the stage's
@@ -226,7 +234,7 @@ def recorded(
     "The held-out episodes of a stage of training as `evaluate` shows them, played with seed 0."
     import pandas as pd
 
-    rewards, people = record["reports"][stage][f"{suite}, {observation}"]["rewards"], _populations(suite)
+    rewards, people = _report_of(record, stage)[f"{suite}, {observation}"]["rewards"], _populations(suite)
     at = np.arange(len(rewards)) % len(people)
     return pd.DataFrame({"designer": name or stage, "episode": np.arange(len(rewards)), "at": at,
                          "population": [str(people[i]) for i in at], "reward": rewards})
@@ -393,7 +401,7 @@ def training_table(
     known: dict[str, "pd.DataFrame"], # by suite: the yardsticks on the same episodes, as `evaluate` returns it
     resamples: int = RESAMPLES,
 ) -> "pd.DataFrame":                  # one row for each record, stage, suite and kind of observation
-    """How far each training came with each of its stages.
+    """How far each training came with each of its stages, and its teacher where it has one.
 
     Columns: `seed`, `stage`, `rounds` (simulated so far), `suite`, `observation`, `distinct` (different mechanisms
     played), and mean reward `R`, differences `over informed-greedy` and `over best fixed`, and `share of gap` (from
@@ -402,8 +410,9 @@ def training_table(
     import pandas as pd
 
     rows = []
-    for record, stage, name, seen in product(records, records[0]["reports"], known, ("signals", "published")):
-        table, report = recorded(record, stage, name, seen), record["reports"][stage]
+    stages = [*["teacher"][:bool(records[0]["teacher"])], *records[0]["reports"]]
+    for record, stage, name, seen in product(records, stages, known, ("signals", "published")):
+        table, report = recorded(record, stage, name, seen), _report_of(record, stage)
         rows.append({"seed": record["seed"], "stage": stage, "rounds": report["rounds"], "suite": name,
                      "observation": seen, "distinct": report[f"{name}, {seen}"]["distinct"],
                      **_reached(pd.concat([known[name], table]), stage, resamples)})

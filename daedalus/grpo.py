@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from .bidders import Population
+from .designers import ContextualDesigner
 from .env import curriculum
 from .language import LanguageDesigner, Reply, messages, sample_replies
 from .market import ROUNDS, WARM_UP
@@ -60,8 +61,9 @@ class MarketRewards:
         self,
         horizon: int,  # steps that a mechanism is held
         futures: int,  # futures that a score is averaged over
+        then: ContextualDesigner | None = None,  # who plays on after a reply's first step; None: it is held
     ):
-        self.horizon, self.futures = horizon, futures
+        self.horizon, self.futures, self.then = horizon, futures, then
         self.rounds, self.seconds = 0, 0.0
         self._last, self._scores = None, {}
 
@@ -88,7 +90,7 @@ class MarketRewards:
             rows = [at for at in range(len(texts)) if (states[at], luck[at]) == key and replies[at]]
             if not rows:
                 continue
-            found = outlook(restore(key[0]), [[replies[at] for at in rows]], key[1], self.horizon, self.futures)
+            found = outlook(restore(key[0]), [[replies[at] for at in rows]], key[1], self.horizon, self.futures, self.then)
             for name, score in SCORE_OF.items():
                 earned[name][rows] = found[score][0].mean(1)
             self.rounds += len(rows) * self.horizon * self.futures * ROUNDS
@@ -271,16 +273,19 @@ def reinforce(
     seed: int,
     folder: str,  # where TRL may write
     progress: float = 0.0,  # share of the training that is done, 0 to 1
+    then: ContextualDesigner | None = None,  # who plays on after a reply's first step; None: it is held
 ) -> Phase:
     """Train a model by GRPO in the states that it causes."""
+    import torch
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import GRPOTrainer
 
     start = time.perf_counter()
     rows = prompt_rows(LanguageDesigner(model.eval(), tokenizer, constrained=False), settings, seed, progress)
-    rewards, seconds = MarketRewards(settings.horizon, settings.futures), {"states": time.perf_counter() - start}
-    kind = GRPOTrainer if hasattr(model, "peft_config") else shared_prompt_trainer()
+    rewards, seconds = MarketRewards(settings.horizon, settings.futures, then), {"states": time.perf_counter() - start}
+    adapters_on_a_card = hasattr(model, "peft_config") and torch.cuda.is_available()
+    kind = GRPOTrainer if adapters_on_a_card else shared_prompt_trainer()
     longest = len(tokenizer(_LONGEST)["input_ids"]) + 4
     trainer = kind(model=model, reward_funcs=rewards.functions(), args=trl_config(settings, longest, folder, seed),
                    train_dataset=Dataset.from_list(rows), processing_class=tokenizer)

@@ -16,11 +16,13 @@ from pydantic import Field
 from tqdm import tqdm
 
 from .critic import Critic
-from .designers import PUBLISHED_READINGS, READINGS, Designer, readings
+from .designers import PUBLISHED_READINGS, READINGS, ContextualDesigner, Designer, readings
+from .env import draw_training_population
+from .iterate import improve
 from .language import LanguageDesigner, messages
 from .market import ROUNDS, WARM_UP
 from .schema import Mechanism, Observation, Record, amount, whole
-from .search import Examples
+from .search import Draw, Examples
 from .states import draw_populations, visits
 
 if TYPE_CHECKING:
@@ -38,10 +40,27 @@ class Teacher(NamedTuple):
     def learn(
         cls,
         examples: Examples,
+        rounds: int,  # simulated rounds of policy iteration, for each of the critics; 0: they value mechanisms that are held
         seed: int = 0,
+        draw: Draw = draw_training_population,
     ) -> "Teacher":
-        """The teacher that these examples make."""
-        return cls(examples.library, examples.critic(READINGS, seed), examples.critic(PUBLISHED_READINGS, seed))
+        """The teacher that these examples, and policy iteration from them, make."""
+        first = (ContextualDesigner(examples.library, examples.critic(names, seed), names)
+                 for names in (READINGS, PUBLISHED_READINGS))
+        return cls(examples.library, *(
+            improve(designer, rounds, seed, draw).model if rounds else designer.model for designer in first))
+
+    @property
+    def seeing(self) -> ContextualDesigner:
+        """The designer that reads everything."""
+        return ContextualDesigner(self.library, self.signals, READINGS)
+
+    def design_batch(
+        self,
+        observations: Sequence[Observation],  # all with signals, or none
+    ) -> list[Mechanism]:
+        """The mechanisms that are worth most."""
+        return [self.library[at] for at in self.values(observations).argmax(1)]
 
     def values(
         self,
@@ -91,7 +110,7 @@ class RftSettings(Record):
     guided: amount(1) = Field(0.0, description="probability that the teacher plays a step, not the model")
     detour: amount(1) = Field(0.2, description="probability that chance plays a step, whoever's turn it is")
     kept: whole(1) = Field(1, description="replies kept for each state that is learned from")
-    temperature: amount(10) = Field(0.004, description="difference in value that makes a reply e times as likely")
+    temperature: amount(10) = Field(0.0005, description="difference in value that makes a reply e times as likely")
 
 # %% ../nbs/10_rft.ipynb #pupil
 class _Pupil(Designer):
@@ -102,7 +121,7 @@ class _Pupil(Designer):
         self.agreed = []
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
-        best = [self.teacher.library[at] for at in self.teacher.values(observations).argmax(1)]
+        best = self.teacher.design_batch(observations)
         own = self.model.design_batch(observations)
         self.agreed += [mine == right for mine, right in zip(own, best)]
         led = self.rng.random(len(own)) < self.guided

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SCREENS', 'SUSPICIOUS', 'TSUCHIURA', 'TSUCHIURA_URL', 'TSUCHIURA_SHA256', 'COLUMNS', 'variation', 'spread',
            'skewness', 'kurtosis', 'relative_distance', 'difference', 'uniform_distance', 'screen_tenders', 'margins',
-           'missing_bids', 'suppression', 'resamples', 'auc', 'auc_interval', 'read_tenders', 'tsuchiura', 'ebay']
+           'missing_bids', 'suppression', 'resamples', 'auc', 'auc_interval', 'read_tenders', 'DataUnavailable',
+           'tsuchiura', 'ebay']
 
 # %% ../nbs/03_screens.ipynb #imports
 import csv
@@ -304,14 +305,17 @@ def read_tenders(
     return _numbers(_read_text(path))
 
 # %% ../nbs/03_screens.ipynb #fetch
+class DataUnavailable(FileNotFoundError):
+    "Public data that is neither here nor to be fetched."
+
 def _tsuchiura_file() -> Path:
-    "The file of the Tsuchiura tenders: in a data folder, or fetched; FileNotFoundError if neither works."
+    "The file of the Tsuchiura tenders: in a data folder, or fetched; DataUnavailable if neither works."
     for folder in data_folders():
         if (folder / TSUCHIURA).is_file():
             return folder / TSUCHIURA
     advice = f"name a folder that holds {TSUCHIURA} in DAEDALUS_DATA_DIR; its source is {TSUCHIURA_URL}"
     if find_spec("pooch") is None:
-        raise FileNotFoundError(f"no Tsuchiura tenders here, and pooch is not installed to fetch them; {advice}")
+        raise DataUnavailable(f"no Tsuchiura tenders here, and pooch is not installed to fetch them; {advice}")
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
@@ -319,7 +323,7 @@ def _tsuchiura_file() -> Path:
         return Path(pooch.retrieve(TSUCHIURA_URL, known_hash=None, fname=TSUCHIURA, path=pooch.os_cache("daedalus")))
     except OSError as error:
         reason = type(error).__name__
-        raise FileNotFoundError(f"no Tsuchiura tenders here, and they cannot be fetched ({reason}); {advice}") from None
+        raise DataUnavailable(f"no Tsuchiura tenders here, and they cannot be fetched ({reason}); {advice}") from None
 
 
 def _checksum(
@@ -332,7 +336,7 @@ def _checksum(
 
 
 def tsuchiura() -> "pd.DataFrame":  # one row for each bid, columns COLUMNS
-    "The Tsuchiura tenders; ValueError if the file found is not the known one, FileNotFoundError if there is none."
+    "The Tsuchiura tenders; ValueError if the file found is not the known one, DataUnavailable if there is none."
     path = _tsuchiura_file()
     table = _read_text(path)
     if _checksum(table) != TSUCHIURA_SHA256:
@@ -342,7 +346,7 @@ def tsuchiura() -> "pd.DataFrame":  # one row for each bid, columns COLUMNS
 
 # %% ../nbs/03_screens.ipynb #ebay
 def ebay() -> "pd.DataFrame":
-    """Real sales on eBay, one row each, from the installed package `dmba`; FileNotFoundError without it.
+    """Real sales on eBay, one row each, from the installed package `dmba`; DataUnavailable without it.
 
     Columns: `category`, `currency`, `open_price` and `close_price` (in that currency), `competitive` (at least two
     bids), `duration` (days).
@@ -351,7 +355,7 @@ def ebay() -> "pd.DataFrame":
 
     package = find_spec("dmba")
     if package is None:
-        raise FileNotFoundError("the eBay sales come with the package dmba, which is not installed: pip install dmba")
+        raise DataUnavailable("the eBay sales come with the package dmba, which is not installed: pip install dmba")
     table = pd.read_csv(Path(package.origin).parent / "csvFiles" / "eBayAuctions.csv.gz")
     names = {"Category": "category", "currency": "currency", "OpenPrice": "open_price", "ClosePrice": "close_price",
              "Competitive?": "competitive", "Duration": "duration"}

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .bidders import Population
-from .designers import Designer
+from .designers import ContextualDesigner, Designer
 from .env import Episodes, draw_training_population, observe, open_episodes, play_step
 from .market import SCORES
 from .schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism, Observation
@@ -77,7 +77,8 @@ def outlook(
     seed: int,  # of the futures: state i meets the same ones in all its mechanisms
     horizon: int = 4,  # steps that a mechanism is held, at least 1
     futures: int = 1,  # futures to average over, at least 1
-) -> dict[str, np.ndarray]:  # by name of a score, float64 [states, mechanisms, futures]: means over the horizon
+    then: ContextualDesigner | None = None,  # who plays on after the first step, to the episode's end at most; None: the mechanism is held
+) -> dict[str, np.ndarray]:  # by name of a score, float64 [states, mechanisms, futures]: sums, as shares of the horizon
     """The scores that each mechanism would earn from where the episodes stand."""
     states, choices = len(mechanisms), len(mechanisms[0])
     rows = np.repeat(np.arange(states), choices * futures)
@@ -85,10 +86,12 @@ def outlook(
     keys = np.stack([np.full(len(rows), seed), np.broadcast_to(luck, (states, choices, futures)).ravel()], 1)
     played = [mechanism for choice in mechanisms for mechanism in choice for _ in range(futures)]
     ahead = episodes.select(rows)
-    ahead = ahead._replace(market=ahead.market.reseed(keys), episode_length=episodes.round_number + horizon)
+    ahead = ahead._replace(market=ahead.market.reseed(keys))
+    if then is None:
+        ahead = ahead._replace(episode_length=episodes.round_number + horizon)
     total = dict.fromkeys(SCORES, 0.0)
-    while not ahead.done:
-        ahead = play_step(ahead, played)
+    for step in range(min(horizon, ahead.episode_length - ahead.round_number)):
+        ahead = play_step(ahead, then.on(ahead) if then and step else played)
         total = {name: total[name] + getattr(ahead.recent[-1], name) for name in SCORES}
     return {name: (sums / horizon).reshape(states, choices, futures) for name, sums in total.items()}
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Phase', 'RUNNERS', 'SHIPPED', 'SftPhase', 'RftPhase', 'GrpoPhase', 'Profile', 'profiles', 'profile', 'save_policy',
-           'restore_policy', 'Place', 'phase_folders', 'run_phases', 'AsPublished', 'AskedOnce', 'held_out_rewards',
-           'validation', 'history_table', 'stage_name', 'train', 'report_rows']
+           'restore_policy', 'Place', 'phase_folders', 'run_phases', 'borrow_phases', 'AsPublished', 'AskedOnce',
+           'held_out_rewards', 'validation', 'history_table', 'stage_name', 'one_thread', 'train', 'report_rows']
 
 # %% ../nbs/10_train.ipynb #imports
 import json
@@ -14,19 +14,21 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
+from .bidders import Population
 from .designers import Designer, play
 from .env import SUITES, suite
 from .grpo import GrpoSettings, reinforce
 from .language import LanguageDesigner
-from .policy import PolicySettings, load_model, load_policy
+from .policy import PolicySettings, load_model, load_policy, with_adapters
 from .results import data_dir, provenance, short_hash, write_text
 from .rft import RftSettings, Teacher, rejection_rows
 from .schema import Mechanism, Observation, Record, amount, whole
@@ -61,6 +63,7 @@ class GrpoPhase(Record):
 
     kind: Literal["grpo"] = "grpo"
     settings: GrpoSettings = Field(GrpoSettings(), description="how the phase is run")
+    adapters: whole(0) = Field(0, description="rank of adapters trained in place of all weights, and merged at the end")
 
 
 Phase = Annotated[SftPhase | RftPhase | GrpoPhase, Field(discriminator="kind")]
@@ -72,7 +75,15 @@ class Profile(Record):
     about: str = Field(description="what the profile is for, in a sentence")
     policy: PolicySettings = Field(PolicySettings(), description="the model before training")
     teacher_rounds: whole(0) = Field(0, description="simulated rounds from which the teacher of rejection sampling learns")
+    ahead_rounds: whole(0) = Field(0, description="simulated rounds in which it learns to look ahead, for each observation")
     phases: tuple[Phase, ...] = Field(description="in order")
+
+    @model_validator(mode="after")
+    def _one_set_of_adapters(self):
+        """A phase has adapters of its own only where the model has none."""
+        if self.policy.lora_rank and any(phase.kind == "grpo" and phase.adapters for phase in self.phases):
+            raise ValueError("adapters of a phase need a policy without adapters: set lora_rank or adapters to 0")
+        return self
 
     @property
     def progress(self) -> list[float]:
@@ -159,17 +170,27 @@ def _sft(
 
 # %% ../nbs/10_train.ipynb #run-rft
 def _teacher(
-    place: Place,
+    profile: Profile,
+    seed: int,
+    work: Path,
 ) -> tuple[Teacher, float]:  # and the seconds that making it took
-    """The teacher of this training: made once, then read from the training's folder."""
-    file = place.work / f"teacher-{place.profile.teacher_rounds}-{place.seed}.npz"
+    """The teacher of a training: made once, then read from the training's folder."""
+    first, ahead = profile.teacher_rounds, profile.ahead_rounds
+    file = work / f"teacher-{first}-{ahead}-{seed}.npz"
     told = file.with_suffix(".json")
     if not told.exists():
         start = time.perf_counter()
-        examples = try_library(place.profile.teacher_rounds, place.seed, lambda rng: draw_populations(1, rng)[0])
-        Teacher.learn(examples, place.seed).save(file)
+        examples = try_library(first, seed, _draw)
+        Teacher.learn(examples, ahead, seed, _draw).save(file)
         write_text(told, json.dumps({"seconds": time.perf_counter() - start}))
     return Teacher.load(file), json.loads(told.read_text(encoding="utf-8"))["seconds"]
+
+
+def _draw(
+    rng: np.random.Generator,
+) -> Population:
+    """A population to learn from."""
+    return draw_populations(1, rng)[0]
 
 
 def _earlier_rows(
@@ -186,7 +207,7 @@ def _rft(
     place: Place,
 ) -> dict:
     """Run a round of rejection sampling."""
-    teacher, teaching = _teacher(place)
+    teacher, teaching = _teacher(place.profile, place.seed, place.work)
     start = time.perf_counter()
     lesson = rejection_rows(model, tokenizer, teacher, phase.lesson, place.phase_seed)
     rng, earlier = np.random.default_rng([place.phase_seed, 5]), _earlier_rows(place)
@@ -196,9 +217,10 @@ def _rft(
                         phase.tuning.replace(seed=place.phase_seed), place.folder)
     write_text(place.folder / "rows.json", json.dumps(lesson.rows))
     first = not any(earlier.kind == "rft" for earlier in place.profile.phases[:place.number])
-    return {"rounds": lesson.rounds + first * place.profile.teacher_rounds, "history": history,
+    taught = first * (place.profile.teacher_rounds + 2 * place.profile.ahead_rounds)
+    return {"rounds": lesson.rounds + taught, "history": history,
             "agreement": lesson.agreement, "kept value": lesson.kept_value, "best value": lesson.best_value,
-            "seconds": {"reward": first * teaching, "states": middle - start, "update": time.perf_counter() - middle}}
+            "seconds": {"teacher": first * teaching, "states": middle - start, "update": time.perf_counter() - middle}}
 
 # %% ../nbs/10_train.ipynb #run-grpo
 def _grpo(
@@ -208,7 +230,13 @@ def _grpo(
 ) -> dict:
     """Run a phase of GRPO."""
     progress = place.profile.progress[place.number]
-    return reinforce(model, tokenizer, phase.settings, place.phase_seed, str(place.folder), progress)._asdict()
+    then = _teacher(place.profile, place.seed, place.work)[0].seeing if place.profile.ahead_rounds else None
+    policy = PolicySettings(lora_rank=phase.adapters, lora_alpha=phase.adapters or 1)
+    trained = with_adapters(model, policy, place.phase_seed)
+    told = reinforce(trained, tokenizer, phase.settings, place.phase_seed, str(place.folder), progress, then)._asdict()
+    if phase.adapters:
+        trained.merge_and_unload(safe_merge=True)  # into `model`, whose layers the adapters were wrapped around
+    return told
 
 
 RUNNERS: dict[str, Callable] = {"sft": _sft, "rft": _rft, "grpo": _grpo}
@@ -278,6 +306,43 @@ def run_phases(
         yield target, told
         before = target
 
+# %% ../nbs/10_train.ipynb #borrow
+def borrow_phases(
+    profile: Profile,
+    seed: int,
+    work: str | Path,  # folder of the training that is about to run
+    lender: str | Path,  # folder of a training that has run; what it lacks is not borrowed
+) -> int:  # how many phases were borrowed
+    """Copy the finished phases, and the teacher, that two trainings have in common."""
+    work, lender, borrowed = Path(work), Path(lender), 0
+    work.mkdir(parents=True, exist_ok=True)
+    teacher = lender.glob(f"teacher-{profile.teacher_rounds}-{profile.ahead_rounds}-{seed}.*")
+    for file in sorted(teacher, reverse=True):  # the .json last, which says that the .npz is there
+        _copied(file, work / file.name)
+    for number, (mine, theirs) in enumerate(zip(phase_folders(profile, work), phase_folders(profile, lender))):
+        if _finished(theirs, _key(profile, seed, number)) is None:
+            break
+        if _finished(mine, _key(profile, seed, number)) is None:
+            _copied(theirs, mine)
+            borrowed += 1
+    return borrowed
+
+
+def _copied(
+    source: Path,
+    target: Path,  # replaced if it is there
+) -> None:
+    """Copy a file or a folder in one step."""
+    half = Path(tempfile.mkdtemp(prefix=".borrowed-", dir=target.parent))
+    try:
+        copy = shutil.copytree if source.is_dir() else shutil.copy2
+        copy(source, half / source.name)
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(half / source.name, target)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
 # %% ../nbs/10_train.ipynb #held-out
 @dataclass(frozen=True)
 class AsPublished(Designer):
@@ -325,7 +390,7 @@ def held_out_rewards(
     return found
 
 # %% ../nbs/10_train.ipynb #validation
-SHIPPED = 1  # seed of the committed designer's training
+SHIPPED = 2  # seed of the committed designer's training
 
 
 def validation(
@@ -385,6 +450,48 @@ def _report(
         write_text(file, json.dumps(found | invalid))
     return json.loads(file.read_text(encoding="utf-8"))
 
+
+def _validated(
+    settings: PolicySettings,
+    seed: int,
+    folder: Path,  # of the phase that completes a stage
+    episodes: int,
+) -> dict[str, float]:
+    """What a stage of the training earns on the populations for choosing; kept in the phase's folder."""
+    file = folder / f"validation-{episodes}.json"
+    if not file.exists():
+        model, tokenizer = restore_policy(settings, seed, folder)
+        write_text(file, json.dumps(validation(LanguageDesigner(model.eval(), tokenizer, constrained=False), episodes)))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _teacher_report(
+    profile: Profile,
+    seed: int,
+    work: Path,
+    episodes: int,
+) -> dict | None:  # None: nobody taught
+    """What the teacher itself earns: on the held-out episodes, and on the populations for choosing."""
+    if not profile.teacher_rounds:
+        return None
+    teacher = _teacher(profile, seed, work)[0]
+    found = held_out_rewards({"signals": teacher, "published": AsPublished(teacher)}, episodes)
+    rounds = profile.teacher_rounds + 2 * profile.ahead_rounds
+    return {"rounds": rounds, **found, "validation": validation(teacher, 2 * episodes)}
+
+# %% ../nbs/10_train.ipynb #one-thread
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute on one thread: sums on several would round differently on another machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
 # %% ../nbs/10_train.ipynb #train
 def train(
     name: str = "small",  # a profile
@@ -398,8 +505,6 @@ def train(
 
     Raises ValueError as `profile` and `load_policy` do.
     """
-    import torch
-
     from daedalus.export import check_target
 
     chosen, work = profile(name), Path(work or f"build/training/{name}-{seed}")
@@ -407,22 +512,20 @@ def train(
         chosen = chosen.replace(policy=chosen.policy.replace(base_model=base_model))
     output = Path(output) if output else work / "designer"
     check_target(output)
-    phases, reports, rounds = [], {}, 0
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums on several threads would round differently on another machine
-    try:
+    phases, reports, folders, rounds = [], {}, {}, 0
+    with one_thread():
         for number, (folder, told) in enumerate(run_phases(chosen, work, seed)):
             rounds += told["rounds"]
             phases.append(told)
             if stage := stage_name(chosen, number):
+                folders[stage] = folder
                 reports[stage] = {"rounds": rounds, **_report(chosen.policy, seed, folder, episodes)}
-        model, tokenizer = restore_policy(chosen.policy, seed, folder)
-        valued = validation(LanguageDesigner(model.eval(), tokenizer, constrained=False), 2 * episodes)
+        valued = {stage: _validated(chosen.policy, seed, folder, 2 * episodes) for stage, folder in folders.items()}
+        shipped = max(valued, key=lambda stage: valued[stage]["mean"])
         record = {"profile": name, "seed": seed, "episodes": episodes, "phases": phases, "reports": reports,
-                  "validation": valued, "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
-        _export(chosen, seed, folder, output, reports)
-    finally:
-        torch.set_num_threads(threads)
+                  "teacher": _teacher_report(chosen, seed, work, episodes), "validation": valued, "shipped": shipped,
+                  "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
+        _export(chosen, seed, folders[shipped], output, reports)
     write_text(output / "training_history.csv", history_table(phases).to_csv(index=False, float_format="%.6g"))
     write_text(output / "training_history.json", json.dumps([[told["kind"], told["history"]] for told in phases]) + "\n")
     write_text(work / "record.json", json.dumps(record) + "\n")

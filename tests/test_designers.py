@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from daedalus.bidders import Population
 from daedalus.designers import (
     DESIGNERS, PUBLISHED_READINGS, READINGS, STRAY, ContextualDesigner, Designer, FixedDesigner, Kernel, KernelRidge,
-    RandomDesigner, explore, holding_rewards, informed_greedy, play, readings)
+    RandomDesigner, explore, holding_rewards, informed_greedy, play, playing_on_rewards, readings, readings_table)
 from daedalus.env import (
     FEATURES, DaedalusEnv, draw_training_population, features, observe, open_episodes, play_step, suite)
 from daedalus.market import SCORES, simulate
@@ -201,6 +201,41 @@ def test_holding_rewards_are_what_holding_earns():
     for column, mechanism in zip(earned.T, mechanisms, strict=True):
         assert column == pytest.approx(simulate(mechanism, MIXED, KEYS, steps=4).reward.mean(1), abs=1e-12)
     assert start.round_number == 0
+
+
+def test_a_table_of_readings_is_the_readings_of_each_observation():
+    episodes = open_episodes(MIXED, KEYS)
+    for turn in range(5):
+        for names in (READINGS, PUBLISHED_READINGS, ("gap", "progress", "fairness 2 ago")):
+            expected = [readings(observation, names) for observation in observe(episodes)]
+            assert np.array_equal(readings_table(episodes, names), expected)
+        episodes = play_step(episodes, [Mechanism.random(turn * 100 + at) for at in range(len(MIXED))])
+
+
+class Always:
+    "Plays one mechanism wherever episodes stand."
+    def __init__(self, mechanism): self.mechanism = mechanism
+    def on(self, episodes): return [self.mechanism] * len(episodes.mechanisms)
+
+
+def test_playing_on_with_the_same_mechanism_is_holding_it():
+    episodes = play_step(open_episodes(MIXED, KEYS), INFORMED_GREEDY)
+    held = holding_rewards(episodes, [INFORMED_GREEDY, DEFAULT_MECHANISM], horizon=4)
+    for at, mechanism in enumerate((INFORMED_GREEDY, DEFAULT_MECHANISM)):
+        on = playing_on_rewards(episodes, [INFORMED_GREEDY, DEFAULT_MECHANISM], Always(mechanism), horizon=4)
+        assert np.array_equal(on[:, at], held[:, at]) and not np.array_equal(on[:, 1 - at], held[:, 1 - at])
+
+
+def test_playing_on_ends_with_the_episode():
+    episodes = open_episodes(MIXED, KEYS, episode_length=2)
+    one, two = (playing_on_rewards(episodes, [INFORMED_GREEDY], Always(DEFAULT_MECHANISM), horizon) for horizon in (1, 2))
+    assert np.allclose(playing_on_rewards(episodes, [INFORMED_GREEDY], Always(DEFAULT_MECHANISM), 6) * 3, two)
+    assert np.array_equal(one[:, 0], play_step(episodes, INFORMED_GREEDY).recent[-1].reward)
+
+
+def test_a_contextual_designer_plays_on_a_batch_as_it_answers_observations(learned):
+    episodes = play_step(open_episodes(MIXED, KEYS), DEFAULT_MECHANISM)
+    assert learned.on(episodes) == learned.design_batch(observe(episodes))
 
 
 def test_exploring_gives_examples_in_the_documented_columns():

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -227,15 +229,27 @@ def test_code_and_parameters_change_a_fingerprint_and_prose_does_not(write_noteb
 def test_a_result_is_an_input_of_who_reads_it_not_of_who_wrote_it(write_notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path / "data")
     monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
-    record = json.dumps({"value": 1, "provenance": {"notebook": "30_writer"}})
-    result = results.write_text(tmp_path / "build" / "results" / "smoke" / "best.json", record)
-    code = 'value = read("best")'
-    reader = write_notebook(code_cell("defaults", code, "parameters"), name="31_reader")
-    writer = write_notebook(code_cell("defaults", code, "parameters"), name="30_writer")
-    earlier = write_notebook(code_cell("defaults", code, "parameters"), name="29_earlier")
-    assert reproduce.inputs(reader, "smoke") == [result]
-    assert reproduce.inputs(writer, "smoke") == reproduce.inputs(earlier, "smoke") == []
-    assert reproduce.inputs(reader, "paper") == []
+    result = results.write_text(tmp_path / "build" / "results" / "smoke" / "best.json", '{"value": 1}')
+    read, write = 'value = read_result("best")', 'write_result("best", value, {"seed": 0})'
+    sources = {"29_earlier": read, "30_writer": f"{read}\n{write}", "31_reader": read, "32_other": "best = 1"}
+    made = {name: write_notebook(code_cell("defaults", code, "parameters"), name=name)
+            for name, code in sources.items()}
+    monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: list(made.values()))
+    assert reproduce.writers() == {"best": "30_writer"}
+    assert reproduce.inputs(made["31_reader"], "smoke") == [result]
+    assert reproduce.inputs(made["31_reader"], "paper") == reproduce.inputs(made["31_reader"], "verify") == []
+    assert [reproduce.inputs(made[name], "smoke") for name in ("29_earlier", "30_writer", "32_other")] == [[], [], []]
+    assert {name: reproduce.dependencies(path) for name, path in made.items()} == {
+        "29_earlier": [], "30_writer": [], "31_reader": ["30_writer"], "32_other": []}
+
+
+def test_a_result_that_the_library_reads_is_an_input(package, write_notebook, monkeypatch):
+    (package / "base.py").write_text('x = read_result("best")\ny = "worst"')
+    write = 'write_result("best", 1, {"seed": 0})\nwrite_result("worst", 1, {"seed": 0})'
+    writer = write_notebook(code_cell("defaults", write, "parameters"), name="30_writer")
+    reader = write_notebook(code_cell("defaults", "from daedalus.top import late", "parameters"), name="31_reader")
+    monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: [writer, reader])
+    assert reproduce.results_read(reader) == {"best": "30_writer"}
 
 
 def test_data_from_outside_is_an_input(write_notebook, tmp_path, monkeypatch):
@@ -247,30 +261,127 @@ def test_data_from_outside_is_an_input(write_notebook, tmp_path, monkeypatch):
 
 @pytest.fixture
 def project(write_notebook, tmp_path, monkeypatch):
-    """A project of two notebooks, the second of which fails as long as `broken` exists."""
+    """A project of three notebooks: `31_reader` reads what `30_writer` writes, and `32_apart` stands alone.
+
+    `30_writer` fails as long as a file `broken` exists. Returns a function that writes them, the first with a number.
+    """
     monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
     monkeypatch.setattr(reproduce, "DOIT_CONFIG", {"backend": "json", "dep_file": str(tmp_path / "doit.json")})
-    first = write_notebook(code_cell("defaults", "n = 1", "parameters"), name="30_first")
-    check = "import pathlib\nassert not pathlib.Path('broken').exists()"
-    second = write_notebook(code_cell("defaults", "n = 1", "parameters"), code_cell("check", check), name="31_second")
-    monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: [first, second])
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "params.json").write_text('{"smoke": {}, "paper": {}}')
+    results.write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {}}')
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path / "data")
+
+    def write(number):
+        check = "import pathlib\nassert not pathlib.Path('broken').exists()"
+        keep = f'from daedalus.results import write_result\nwrite_result("best", {number} // 2, {{"seed": 0}})'
+        read = 'from daedalus.results import read_result\nprint("best:", read_result("best"))'
+        start = code_cell("defaults", "n = 1", "parameters")
+        sources = {"30_writer": [code_cell("check", check), code_cell("keep", keep)],
+                   "31_reader": [code_cell("read", read)], "32_apart": [code_cell("show", "print(n)")]}
+        made = [write_notebook(start, *cells, name=name) for name, cells in sources.items()]
+        monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: made)
+        return made
+
+    return write
+
+
+def states():
+    return {line[9:].split()[0]: line[:9].strip() for line in reproduce.listing("smoke")}
+
+
+def test_only_what_depends_on_a_change_runs_again(project, capfd):
+    writer, reader, _ = project(2)
+    assert reproduce.reproduce("smoke") == 0
+    assert "3 ran, 0 were current" in capfd.readouterr().out
+    assert reproduce.printed(reproduce.built(reader, "smoke")) == "best: 1"
+    assert reproduce.reproduce("smoke") == 0
+    assert "0 ran, 3 were current" in capfd.readouterr().out
+
+    project(3)   # other code, the same result
+    assert reproduce.reproduce("smoke") == 0
+    assert "1 ran, 2 were current" in capfd.readouterr().out
+
+    project(8)   # another result
+    assert states() == {"30_writer": "to run", "31_reader": "current", "32_apart": "current"}
+    assert reproduce.reproduce("smoke") == 0
+    assert "2 ran, 1 were current" in capfd.readouterr().out
+    assert reproduce.printed(reproduce.built(reader, "smoke")) == "best: 4"
+    assert set(states().values()) == {"current"}
+
+
+def test_a_failure_stops_only_what_depends_on_it_and_a_rerun_resumes(project, tmp_path, capfd):
+    writer, reader, apart = project(2)
+    (tmp_path / "broken").touch()
+    assert reproduce.reproduce("smoke") == 1
+    told = capfd.readouterr().out
+    assert "30_writer.ipynb failed in cell 'check': AssertionError" in told
+    assert "1 ran, 0 were current, 0 skipped, 1 failed, 1 not run" in told
+    assert "not run 31_reader: it reads what 30_writer writes" in told
+    assert states() == {"30_writer": "to run", "31_reader": "to run", "32_apart": "current"}
+    (tmp_path / "broken").unlink()
+    made = reproduce.built(apart, "smoke").stat().st_mtime_ns
+    assert reproduce.reproduce("smoke") == 0
+    assert "2 ran, 1 were current, 0 skipped, 0 failed" in capfd.readouterr().out
+    assert reproduce.built(apart, "smoke").stat().st_mtime_ns == made
+
+
+def test_one_notebook_runs_alone(project, capfd):
+    _, reader, _ = project(2)
+    results.write_text(reproduce.BUILD / "results" / "smoke" / "best.json", '{"value": 7}')
+    assert reproduce.reproduce("smoke", only="31_reader") == 0
+    assert "1 ran, 0 were current" in capfd.readouterr().out
+    assert reproduce.printed(reproduce.built(reader, "smoke")) == "best: 7"
+
+
+def test_missing_public_data_is_a_skip_and_tried_again(write_notebook, project, monkeypatch, capfd):
+    load = ("import daedalus.screens as s\ns.data_folders = lambda: []\ns.find_spec = lambda name: None\n"
+            "s.tsuchiura()")
+    made = [write_notebook(code_cell("load", load, "parameters"), name="40_data"), project(2)[2]]
+    monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: made)
+    for current in (0, 1):
+        assert reproduce.reproduce("smoke", keep=False) == 0
+        told = capfd.readouterr().out
+        assert f"{1 - current} ran, {current} were current, 1 skipped, 0 failed" in told
+        assert "skipped 40_data: no Tsuchiura tenders here, and pooch is not installed" in told
+    assert states() == {"40_data": "to run", "32_apart": "current"}
+
+
+@pytest.fixture
+def copy(tmp_path, write_notebook):
+    """A checkout with three notebooks, the second of which waits until a file `go` exists."""
+    shutil.copytree(results.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
+    results.write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {}}')
+    shutil.copy(results.data_dir() / "training.json", tmp_path / "data")
+    wait = ("import pathlib, time\npathlib.Path('started').touch()\n"
+            "while not pathlib.Path('go').exists(): time.sleep(0.05)")
+    for name, code in (("30_a", "1"), ("31_b", wait), ("32_c", "1")):
+        write_notebook(code_cell("defaults", code, "parameters"), name=name)
+    (tmp_path / "nbs").mkdir()
+    for path in tmp_path.glob("3*.ipynb"):
+        path.rename(tmp_path / "nbs" / path.name)
     return tmp_path
 
 
-def test_a_rerun_resumes_where_the_last_one_failed(project, capfd):
-    (project / "broken").touch()
-    assert reproduce.reproduce("smoke") == 1
-    assert "31_second.ipynb failed in cell 'check': AssertionError" in "".join(capfd.readouterr())
-    assert [line.split()[0] for line in reproduce.listing("smoke")] == ["current", "to"]
-    (project / "broken").unlink()
-    first = project / "build" / "nbs" / "smoke" / "30_first.ipynb"
-    made = first.stat().st_mtime_ns
-    assert reproduce.reproduce("smoke") == 0
-    assert first.stat().st_mtime_ns == made
-    assert [line.split()[0] for line in reproduce.listing("smoke")] == ["current", "current"]
+def test_an_interrupted_run_resumes(copy):
+    command = [sys.executable, "-c", "from daedalus.cli import main; main()", "reproduce"]
+    places = dict(cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen(command, text=True, **places) as running:
+        try:
+            while not (copy / "nbs" / "started").exists() and running.poll() is None:
+                time.sleep(0.1)
+            running.send_signal(signal.SIGINT)
+            told, errors = running.communicate(timeout=60)
+        finally:
+            running.kill()
+    assert running.returncode == 130, told + errors
+    assert "run the same command again to resume" in errors and "failed in cell" not in told
+    built = copy / "build" / "nbs" / "smoke"
+    assert sorted(file.name for file in built.iterdir()) == ["30_a.ipynb", "30_a.sha"]
+    made = (built / "30_a.ipynb").stat().st_mtime_ns
+    (copy / "nbs" / "go").touch()
+    again = subprocess.run(command, text=True, timeout=120, **places)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 ran, 1 were current" in again.stdout
+    assert (built / "30_a.ipynb").stat().st_mtime_ns == made
 
 
 def test_outputs_are_kept_and_sources_are_not_touched(write_notebook, tmp_path):
@@ -423,3 +534,43 @@ def test_every_parameter_of_a_profile_exists():
     for profile in reproduce.PROFILES:
         for path, params in zip(NOTEBOOKS, reproduce.profile_params(profile).values(), strict=True):
             reproduce.check_parameters(path, params)
+
+
+# Continuous integration
+
+
+@pytest.fixture
+def workflow():
+    yaml = pytest.importorskip("yaml", reason="PyYAML, which papermill brings, is not installed")
+    return yaml.safe_load((reproduce.CHECKOUT / ".github" / "workflows" / "reproduce.yml").read_text(encoding="utf-8"))
+
+
+def commands_of(job):
+    return [step["run"] for step in job["steps"] if "run" in step]
+
+
+def test_the_workflow_runs_the_two_commands(workflow):
+    assert {name: commands_of(job)[0] for name, job in workflow["jobs"].items()} == {
+        "test": "make test", "reproduce": "make reproduce"}
+    targets = set(re.findall(r"^([a-z]+):", (reproduce.CHECKOUT / "Makefile").read_text(), flags=re.MULTILINE))
+    made = re.findall(r"make (\w+)", " ".join(part for job in workflow["jobs"].values() for part in commands_of(job)))
+    assert set(made) <= targets
+    assert set(workflow[True]) == {"push", "pull_request", "workflow_dispatch"}   # YAML 1.1 reads `on` as true
+
+
+def test_the_workflow_caches_by_content_and_hands_over_the_paper(workflow):
+    for name, job in workflow["jobs"].items():
+        used = {step["uses"].partition("@")[0]: step.get("with", {}) for step in job["steps"] if "uses" in step}
+        assert used["actions/setup-python"]["python-version"] == "3.11" and used["actions/setup-python"]["cache"] == "pip"
+        for path in used["actions/setup-python"]["cache-dependency-path"].split():
+            assert (reproduce.CHECKOUT / path).exists()
+        assert "build" in used["actions/cache"]["path"].split()
+        patterns = re.findall(r"'([^']+)'", used["actions/cache"]["key"])
+        assert patterns and all(list(reproduce.CHECKOUT.glob(pattern)) for pattern in patterns)
+        kept = used["actions/upload-artifact"]["path"].split()
+        assert kept == {"test": ["build/verify/claims.csv"], "reproduce": ["paper", "data/results"]}[name]
+
+
+def test_the_workflow_names_no_host():
+    text = (reproduce.CHECKOUT / ".github" / "workflows" / "reproduce.yml").read_text(encoding="utf-8")
+    assert "://" not in text and not re.search(r"\b[\w-]+\.(org|com|io|net)\b", text)

@@ -9,8 +9,9 @@ from hypothesis.extra.numpy import arrays
 pytest.importorskip("torch", reason="needs the train extra")
 
 from daedalus.bidders import Population
-from daedalus.designers import READINGS, explore
+from daedalus.designers import PUBLISHED_READINGS, READINGS, ContextualDesigner, explore
 from daedalus.env import DaedalusEnv
+from daedalus.iterate import improve
 from daedalus.language import small_model, small_tokenizer
 from daedalus.rft import RftSettings, Teacher, acceptance, rejection_rows
 from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism
@@ -39,7 +40,8 @@ def teacher():
     rng = np.random.default_rng(0)
     inputs, _ = explore(LIBRARY, [Population.stage(at % 5) for at in range(100)], 0, rng, horizon=1)
     late = inputs[:, READINGS.index("progress")] > 0.45
-    return Teacher.learn(Examples(LIBRARY, inputs, np.stack([late * 1.0, ~late * 1.0, 0 * late], 1)))
+    examples = Examples(LIBRARY, inputs, np.stack([late * 1.0, ~late * 1.0, 0 * late], 1))
+    return Teacher(LIBRARY, examples.critic(READINGS), examples.critic(PUBLISHED_READINGS))
 
 
 def test_a_teacher_tells_what_it_was_taught_with_signals_and_without(teacher):
@@ -50,6 +52,24 @@ def test_a_teacher_tells_what_it_was_taught_with_signals_and_without(teacher):
     for observations in (seen[1:-1], [observation.published() for observation in seen[1:-1]]):
         best = teacher.values(observations).argmax(1)
         assert (best[:4] == 1).all() and (best[4:] == 0).all()
+
+
+def test_a_teacher_plays_what_it_values_most_and_sees_everything_in_seeing(teacher):
+    seen = [DaedalusEnv(Population.stage(at)).reset(seed=at) for at in range(5)]
+    assert teacher.design_batch(seen) == [LIBRARY[at] for at in teacher.values(seen).argmax(1)]
+    assert teacher.seeing.design_batch(seen) == teacher.design_batch(seen)
+
+
+def test_learning_ends_with_critics_that_look_ahead():
+    rng = np.random.default_rng(1)
+    inputs, rewards = explore(LIBRARY, [Population.stage(at % 5) for at in range(10)], 0, rng, horizon=1)
+    examples = Examples(LIBRARY, inputs, rewards)
+    learned = Teacher.learn(examples, 20_000, seed=1)
+    for critic, names in ((learned.signals, READINGS), (learned.published, PUBLISHED_READINGS)):
+        first = ContextualDesigner(LIBRARY, examples.critic(names, 1), names)
+        expected = improve(first, 20_000, 1).model
+        assert all(np.array_equal(mine, theirs) for mine, theirs in zip(critic, expected))
+        assert not np.array_equal(critic.out, first.model.out)
 
 
 def test_a_teacher_is_kept_to_the_bit(teacher, tmp_path):

@@ -80,3 +80,29 @@ def test_visits_without_detours_are_the_designers_own():
     assert all(o.mechanism == mechanism for v in steps[1:] for o in v.observations)
     often = list(visits(FixedDesigner(mechanism), people, 0, published_share=0.0, detour=0.9))
     assert any(o.mechanism != mechanism for v in often[1:] for o in v.observations)
+
+
+def test_an_outlook_with_somebody_who_plays_on(episodes):
+    class Stubborn:
+        "Plays one mechanism, and notes where."
+        seen = []
+
+        def on(self, ahead):
+            self.seen.append((ahead.round_number, ahead.episode_length))
+            return [INFORMED_GREEDY] * len(ahead.mechanisms)
+
+    choices = [[INFORMED_GREEDY, DEFAULT_MECHANISM]] * len(episodes.mechanisms)
+    found = outlook(episodes, choices, 3, horizon=3, futures=2, then=Stubborn())
+    held = outlook(episodes, choices, 3, horizon=3, futures=2)
+    start, length = episodes.round_number, episodes.episode_length
+    assert Stubborn.seen == [(start + 1, length), (start + 2, length)]
+    for name in found:
+        assert np.array_equal(found[name][:, 0], held[name][:, 0])
+    assert not np.array_equal(found["reward"][:, 1], held["reward"][:, 1])
+
+
+def test_nobody_plays_on_beyond_the_end_of_the_episode(episodes):
+    last = episodes._replace(episode_length=episodes.round_number + 1)
+    choices = [[INFORMED_GREEDY]] * len(episodes.mechanisms)
+    step = outlook(last, choices, 3, horizon=1)["reward"]
+    assert np.allclose(outlook(last, choices, 3, horizon=4, then=object())["reward"], step / 4)

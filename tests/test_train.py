@@ -12,8 +12,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from daedalus.env import SUITES
 from daedalus.results import data_dir
 from daedalus.schema import Mechanism
 from daedalus.train import (
@@ -102,13 +104,32 @@ def test_what_a_training_leaves_behind(uninterrupted):
     rows = report_rows(record["reports"])
     assert [row["stage"] for row in rows] == ["SFT", "SFT+RFT", "SFT+RFT+GRPO"]
     assert rows[0]["rounds"] == 0 and rows[1]["rounds"] > 100_000
-    assert 0 <= record["validation"]["mean"] <= 1 and record["validation"]["error"] > 0
+    assert list(record["validation"]) == list(record["reports"])
+    assert all(0 <= told["mean"] <= 1 and told["error"] > 0 for told in record["validation"].values())
+
+
+def test_the_stage_that_validates_best_is_handed_over(uninterrupted):
+    work, record = uninterrupted
+    best = max(record["validation"], key=lambda stage: record["validation"][stage]["mean"])
+    phase = ["SFT", "SFT+RFT", "SFT+RFT+GRPO"].index(best)   # the profile has one phase of each kind
+    assert record["shipped"] == best
+    handed, kept = (load_file(folder / "model.safetensors") for folder in (
+        work / "designer", phase_folders(profile("smoke"), work)[phase]))
+    assert all(torch.equal(handed[name], kept[name]) for name in handed)
+
+
+def test_the_teacher_has_its_place_in_the_record(uninterrupted):
+    _, record = uninterrupted
+    told, chosen = record["teacher"], profile("smoke")
+    assert told["rounds"] == chosen.teacher_rounds + 2 * chosen.ahead_rounds
+    assert record["reports"]["SFT+RFT"]["rounds"] > told["rounds"] and 0 < told["validation"]["mean"] < 1
+    assert {len(told[f"{name}, {seen}"]["rewards"]) for name in SUITES for seen in ("signals", "published")} == {5}
 
 
 def test_the_shipped_designer_is_of_the_training_that_validated_best():
     records = [json.loads(file.read_text(encoding="utf-8")) for file in (data_dir() / "training").glob("small-[0-9]*.json")]
     assert len(records) == 3 and len({json.dumps(record["provenance"]["parameters"]["profile"]) for record in records}) == 1
-    assert max(records, key=lambda record: record["validation"]["mean"])["seed"] == SHIPPED
+    assert max(records, key=lambda record: record["validation"][record["shipped"]]["mean"])["seed"] == SHIPPED
     shipped = next(record for record in records if record["seed"] == SHIPPED)
     told = json.loads((data_dir() / "designer" / "training_history.json").read_text())
     assert told == [[phase["kind"], phase["history"]] for phase in shipped["phases"]]
