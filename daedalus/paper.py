@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .bidders import BEHAVIOUR, Population
 from .env import suite
+from .iterate import ITERATIONS, LOOK_AHEAD
 from .market import LOTS, ROUNDS, SCORED, WARM_UP
 from .results import CHECKOUT, data_dir, figures_dir, notebook_code, write_text
 from .schema import FIELDS
@@ -68,7 +69,7 @@ def paper_facts() -> dict[str, Any]:
     return market | {
         "results": [name for name in RESULTS if _result_file(name).is_file()], "open": len(suite("open")),
         "population": Population(truthful=1).model_dump(), "behaviour": BEHAVIOUR._asdict(), "library": LIBRARY,
-        "small": small.model_dump(), "card": card.model_dump(), "parameters": _parameters(data_dir() / "designer"),
+        "ahead": {"ITERATIONS": ITERATIONS, "LOOK_AHEAD": LOOK_AHEAD}, "small": small.model_dump(), "card": card.model_dump(), "parameters": _parameters(data_dir() / "designer"),
         "shipped": SHIPPED, "held out": record["episodes"]}
 
 # %% ../nbs/40_paper.ipynb #compile
