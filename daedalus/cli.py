@@ -357,9 +357,9 @@ def reproduce(
     verify: Annotated[bool, typer.Option("--verify", help="Recompute committed numbers; exit 1 on a miss.")] = False,
     trace: Annotated[str | None, typer.Option(help="Say where a claim, or a printed number, comes from.")] = None,
 ) -> int:
-    """Run the notebooks where something changed, or verify and trace their numbers.
+    """Run the notebooks; verify and trace their numbers.
 
-    Executed notebooks go to build/nbs. A run that was interrupted goes on where it stopped. With --verify the table of
+    Only what changed runs. Executed notebooks go to build/nbs. A run that was interrupted goes on where it stopped. With --verify the table of
     claims is printed: at profile smoke numbers that can be recomputed within seconds, at profile paper all of them.
     """
     from daedalus import reproduce as runner

@@ -410,7 +410,7 @@ def training_table(
     import pandas as pd
 
     rows = []
-    stages = [*["teacher"][:bool(records[0]["teacher"])], *records[0]["reports"]]
+    stages = (["teacher"] if records[0].get("teacher") else []) + list(records[0]["reports"])
     for record, stage, name, seen in product(records, stages, known, ("signals", "published")):
         table, report = recorded(record, stage, name, seen), _report_of(record, stage)
         rows.append({"seed": record["seed"], "stage": stage, "rounds": report["rounds"], "suite": name,

@@ -261,7 +261,8 @@ def spot(
     if claim.spot is None:
         raise ValueError(f"claim {claim.id!r} has no spot check: it needs --profile paper")
     name, options = claim.spot
-    return SPOTS[name](committed(claim.result)["provenance"] if claim.result else {}, **options)
+    found = SPOTS[name](committed(claim.result)["provenance"] if claim.result else {}, **options)
+    return found.item() if hasattr(found, "item") else found
 
 # %% ../nbs/13_verify.ipynb #rows
 class Row(NamedTuple):
