@@ -194,7 +194,8 @@ def test_an_interrupt_loses_only_what_was_running(tmp_path):
     run_jobs(some_jobs(40, 60), 2, sys.argv[2])
 """)
     folder = tmp_path / "kept"
-    run = subprocess.Popen([sys.executable, script, Path(__file__).parent, folder], stderr=subprocess.DEVNULL)
+    heard = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a background shell ignores it
+    run = subprocess.Popen([sys.executable, script, Path(__file__).parent, folder], stderr=subprocess.DEVNULL, **heard)
     while len(list(folder.glob("*.json"))) < 4 and run.poll() is None: time.sleep(0.01)
     run.send_signal(signal.SIGINT)
     assert run.wait(60) != 0

@@ -364,7 +364,8 @@ def copy(tmp_path, write_notebook):
 def test_an_interrupted_run_resumes(copy):
     command = [sys.executable, "-c", "from daedalus.cli import main; main()", "reproduce"]
     places = dict(cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    with subprocess.Popen(command, text=True, **places) as running:
+    heard = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background shell ignores it
+    with subprocess.Popen(command, text=True, **places, **heard) as running:
         try:
             while not (copy / "nbs" / "started").exists() and running.poll() is None:
                 time.sleep(0.1)
