@@ -37,13 +37,14 @@ class Critic(NamedTuple):
         hidden = _swish(rows @ self.into + self.into_bias)
         hidden = _swish(hidden @ self.across + self.across_bias)
         found = self.level + (hidden @ self.out + self.out_bias).mean(0)
+        found = found - found.mean(1, keepdims=True)
         return found if np.ndim(inputs) == 2 else found[0]
 
     @classmethod
     def fit(
         cls,
         inputs: np.ndarray,  # [examples, readings], as `designers.explore` returns them
-        rewards: np.ndarray,  # [examples, library], as `designers.explore` returns them
+        rewards: np.ndarray,  # [examples, library], as `designers.explore` returns them; NaN where nothing was tried
         seed: int = 0,
     ) -> "Critic":
         """The critic that learned from examples: same examples and seed, same bits.
@@ -54,10 +55,24 @@ class Critic(NamedTuple):
         if np.ndim(inputs) != 2 or np.ndim(rewards) != 2 or not len(inputs) == len(rewards) > 1:
             raise ValueError("inputs and rewards must be tables with a row for each of at least two examples, not "
                              f"{np.shape(inputs)} and {np.shape(rewards)}")
-        advantage = rewards - rewards.mean(1, keepdims=True)
-        center, scale, level = inputs.mean(0), inputs.std(0), advantage.mean(0)
+        tried = ~np.isnan(rewards)
+        if (tried.sum(1) < 2).any():
+            raise ValueError("rewards must have at least two mechanisms that were tried in each example")
+        advantage = _less_mean(np.nan_to_num(rewards), tried)
+        center, scale = inputs.mean(0), inputs.std(0)
         scale = np.where(scale > 1e-9, scale, 1.0)
-        return cls(center, scale, level, *_fit_networks((inputs - center) / scale, advantage - level, seed))
+        level = advantage.sum(0) / np.maximum(1, tried.sum(0))
+        targets = advantage - _less_mean(np.broadcast_to(level, tried.shape), tried)
+        return cls(center, scale, level, *_fit_networks((inputs - center) / scale, targets, tried, seed))
+
+
+def _less_mean(
+    values: np.ndarray,  # [examples, library]
+    tried: np.ndarray,  # bool, the same shape
+) -> np.ndarray:  # the same shape, 0 where nothing was tried
+    """Values less their mean over what was tried in the same state."""
+    found = values * tried
+    return tried * (values - found.sum(1, keepdims=True) / tried.sum(1, keepdims=True))
 
 
 def _swish(
@@ -90,12 +105,13 @@ def _first_weights(
     return found
 
 
-def _fit_networks(inputs, targets, seed) -> list[np.ndarray]:
+def _fit_networks(inputs, targets, tried, seed) -> list[np.ndarray]:
     """The networks' weights and biases after regression on standardised examples, on one thread."""
     torch = _torch()
     generator = torch.Generator().manual_seed(seed)
     weights = _first_weights(inputs.shape[1], targets.shape[1], generator)
-    x, y = (torch.tensor(table, dtype=torch.float32) for table in (inputs, targets))
+    x, y, weight = (torch.tensor(table, dtype=torch.float32) for table in (inputs, targets, tried))
+    share = weight / weight.sum(1, keepdim=True)  # what each mechanism that was tried counts in its state
     steps = max(200, EPOCHS * len(x) // BATCH)
     descent = torch.optim.AdamW(weights, lr=RATE, weight_decay=DECAY)
     rate = torch.optim.lr_scheduler.OneCycleLR(descent, RATE, total_steps=steps)
@@ -106,9 +122,10 @@ def _fit_networks(inputs, targets, seed) -> list[np.ndarray]:
             rows = torch.randint(len(x), (NETWORKS, BATCH), generator=generator)
             hidden = torch.nn.functional.silu(torch.baddbmm(weights[1], x[rows], weights[0]))
             hidden = torch.nn.functional.silu(torch.baddbmm(weights[3], hidden, weights[2]))
-            error = torch.baddbmm(weights[5], hidden, weights[4]) - y[rows]
+            found = torch.baddbmm(weights[5], hidden, weights[4])
+            error = found - (share[rows] * found).sum(2, keepdim=True) - y[rows]
             descent.zero_grad()
-            (error ** 2).mean((1, 2)).sum().backward()
+            (share[rows] * error ** 2).sum(2).mean(1).sum().backward()
             descent.step()
             rate.step()
     finally:

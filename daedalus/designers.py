@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['informed_greedy', 'PUBLISHED_READINGS', 'READINGS', 'STRAY', 'DESIGNERS', 'Designer', 'FixedDesigner',
-           'RandomDesigner', 'play', 'readings', 'readings_table', 'holding_rewards', 'playing_on_rewards', 'explore',
-           'Kernel', 'KernelRidge', 'ContextualDesigner']
+           'RandomDesigner', 'play', 'readings', 'readings_table', 'holding_rewards', 'promising', 'playing_on_rewards',
+           'explore', 'Kernel', 'KernelRidge', 'ContextualDesigner']
 
 # %% ../nbs/06_designers.ipynb #imports
 from collections.abc import Callable, Sequence
@@ -197,21 +197,38 @@ def holding_rewards(
     return np.stack([held(mechanism) for mechanism in library], axis=1)
 
 # %% ../nbs/06_designers.ipynb #playing-on
+def promising(
+    values: np.ndarray,  # [batch, library]: what each mechanism seems to be worth
+    count: int,  # mechanisms wanted in each state
+    rng: np.random.Generator,
+) -> np.ndarray:  # int [batch, count], or [batch, library] where that is less: the places of the mechanisms
+    """The mechanisms to try: two thirds are those that seem best, the rest are drawn among the others."""
+    best = count - count // 3
+    order = np.argsort(-values, axis=1, kind="stable")
+    others = rng.permuted(order[:, best:], axis=1)
+    return np.concatenate([order[:, :best], others[:, :count - best]], axis=1)
+
+
 def playing_on_rewards(
     episodes: Episodes,  # not over, and not changed
     library: Sequence[Mechanism],
     then: "ContextualDesigner",  # plays on after a mechanism's step
     horizon: int = 6,  # steps to look ahead, at least 1; the episode may end before
-) -> np.ndarray:  # float64 [batch, library]: sum of the rewards, as a share of the horizon
+    tried: np.ndarray | None = None,  # int [batch, k]: places of the mechanisms to try in each state; None: all
+) -> np.ndarray:  # float64 [batch, library]: sum of the rewards, as a share of the horizon; NaN where nothing was tried
     """What each mechanism of a library is worth for a step, to a designer who plays on."""
-    def earned(mechanism):
-        ahead, total = play_step(episodes, mechanism), 0.0
+    def earned(column):
+        ahead, total = play_step(episodes, [library[at] for at in column]), 0.0
         for _ in range(min(horizon, episodes.episode_length - episodes.round_number) - 1):
             total = total + ahead.recent[-1].reward
             ahead = play_step(ahead, then.on(ahead))
         return (total + ahead.recent[-1].reward) / horizon
 
-    return np.stack([earned(mechanism) for mechanism in library], axis=1)
+    shape = len(episodes.mechanisms), len(library)
+    tried = np.tile(np.arange(len(library)), (len(episodes.mechanisms), 1)) if tried is None else tried
+    values = np.full(shape, np.nan)
+    np.put_along_axis(values, tried, np.stack([earned(column) for column in tried.T], axis=1), axis=1)
+    return values
 
 # %% ../nbs/06_designers.ipynb #explore
 STRAY = 0.2  # share of the steps that a guided walk plays at random
@@ -226,7 +243,8 @@ def explore(
     horizon: int = 3,  # steps that each mechanism is held, at least 1
     guide: Designer | None = None,  # who walks where chance does not; None: chance alone
     then: "ContextualDesigner | None" = None,  # who plays on after a mechanism's first step; None: it is held
-) -> tuple[np.ndarray, np.ndarray]:  # inputs [examples, READINGS] and rewards [examples, library]
+    tried: int | None = None,  # of the library in each state, with `then`, the most promising by its model; None: all
+) -> tuple[np.ndarray, np.ndarray]:  # inputs [examples, READINGS] and rewards [examples, library], NaN: not tried
     """Examples to learn from: observations on a walk, and what each mechanism would earn from there."""
     rng, examples, episodes = np.random.default_rng(rng), [], open_episodes(populations, seeds)
     for turn in range(steps):
@@ -235,8 +253,11 @@ def explore(
             stray = rng.random(len(populations)) < STRAY
             chosen = guide.design_batch(observe(episodes)) if guide else chance
             episodes = play_step(episodes, [chance[at] if stray[at] else chosen[at] for at in range(len(chosen))])
-        earned = playing_on_rewards(episodes, library, then, horizon) if then else holding_rewards(
-            episodes, library, horizon)
+        if then:
+            values = then.model(readings_table(episodes, then.names))
+            earned = playing_on_rewards(episodes, library, then, horizon, promising(values, tried or len(library), rng))
+        else:
+            earned = holding_rewards(episodes, library, horizon)
         examples.append((readings_table(episodes), earned))
     inputs, rewards = map(np.concatenate, zip(*examples, strict=True))
     return inputs, rewards

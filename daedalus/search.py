@@ -207,7 +207,7 @@ def block_keys(
     return np.stack([np.full(count, seed, np.uint64), block * BLOCK + np.arange(count, dtype=np.uint64)], 1)
 
 # %% ../nbs/07_search.ipynb #library
-TEACHERS, FINALISTS, LIBRARY = 24, 2, 16   # populations climbed, mechanisms kept of each, and in all
+TEACHERS, FINALISTS, LIBRARY = 60, 2, 24   # populations climbed at most, mechanisms kept of each, and in all
 HORIZON = 4   # steps that a mechanism is held to see what it earns
 LIBRARY_BLOCK, LESSON_BLOCK, SPELL_BLOCK, TRIAL_BLOCK = 100_001, 200_001, 300_001, 400_001
 
@@ -218,9 +218,10 @@ def find_library(
     draw: Draw = draw_training_population,
 ) -> list[Mechanism]:   # LIBRARY of them
     "Mechanisms that between them suit most training populations."
-    rng, trials, pool = np.random.default_rng([seed, LIBRARY_BLOCK]), 2, [DEFAULT_MECHANISM, INFORMED_GREEDY]
-    while TEACHERS * climb_rounds(trials + 1, 2, 2) <= rounds * 3 // 4: trials += 1
-    for at in range(TEACHERS):
+    rng, trials, pool = np.random.default_rng([seed, LIBRARY_BLOCK]), 8, [DEFAULT_MECHANISM, INFORMED_GREEDY]
+    teachers = min(TEACHERS, rounds * 3 // 4 // climb_rounds(trials, 2, 2))
+    while teachers * climb_rounds(trials + 1, 2, 2) <= rounds * 3 // 4: trials += 1
+    for at in range(teachers):
         pool += climb([draw(rng)], trials, seed, episodes=2, block=LIBRARY_BLOCK + 1000 * at)[:FINALISTS]
     pool = list(dict.fromkeys(pool))
     count = rounds // 4 // (WARM_UP + len(pool) * HORIZON * ROUNDS)

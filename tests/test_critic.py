@@ -65,7 +65,23 @@ def test_a_prediction_is_what_torch_would_compute():
         h = torch.nn.functional.silu(z @ torch.tensor(c.into[n]) + torch.tensor(c.into_bias[n]))
         h = torch.nn.functional.silu(h @ torch.tensor(c.across[n]) + torch.tensor(c.across_bias[n]))
         outputs.append(h @ torch.tensor(c.out[n]) + torch.tensor(c.out_bias[n]))
-    assert np.allclose(c(x), c.level + torch.stack(outputs).mean(0).numpy())
+    found = c.level + torch.stack(outputs).mean(0).numpy()
+    assert np.allclose(c(x), found - found.mean(1, keepdims=True))
+
+
+def test_what_was_not_tried_is_learned_from_the_states_where_it_was():
+    rng = np.random.default_rng(1)
+    x = rng.random((3000, 2))
+    worth = np.stack([x[:, 0], x[:, 1], 1 - x[:, 0]], 1)  # and luck that all mechanisms of a state share
+    rewards = worth + rng.normal(size=(3000, 1))
+    rewards[np.arange(3000), rng.integers(3, size=3000)] = np.nan
+    error = Critic.fit(x, rewards)(x) - (worth - worth.mean(1, keepdims=True))
+    assert np.abs(error).mean() < 0.02
+
+
+def test_a_state_in_which_one_mechanism_was_tried_tells_nothing():
+    with pytest.raises(ValueError, match="at least two mechanisms that were tried"):
+        Critic.fit(np.zeros((3, 2)), np.array([[1.0, 2.0], [np.nan, 1.0], [2.0, 1.0]]))
 
 
 def test_a_constant_reading_does_no_harm():

@@ -6,7 +6,8 @@ from hypothesis import given, settings, strategies as st
 from daedalus.bidders import Population
 from daedalus.designers import (
     DESIGNERS, PUBLISHED_READINGS, READINGS, STRAY, ContextualDesigner, Designer, FixedDesigner, Kernel, KernelRidge,
-    RandomDesigner, explore, holding_rewards, informed_greedy, play, playing_on_rewards, readings, readings_table)
+    RandomDesigner, explore, holding_rewards, informed_greedy, play, playing_on_rewards, promising, readings,
+    readings_table)
 from daedalus.env import (
     FEATURES, DaedalusEnv, draw_training_population, features, observe, open_episodes, play_step, suite)
 from daedalus.market import SCORES, simulate
@@ -224,6 +225,25 @@ def test_playing_on_with_the_same_mechanism_is_holding_it():
     for at, mechanism in enumerate((INFORMED_GREEDY, DEFAULT_MECHANISM)):
         on = playing_on_rewards(episodes, [INFORMED_GREEDY, DEFAULT_MECHANISM], Always(mechanism), horizon=4)
         assert np.array_equal(on[:, at], held[:, at]) and not np.array_equal(on[:, 1 - at], held[:, 1 - at])
+
+
+def test_what_is_tried_in_part_is_worth_the_same():
+    episodes, library = open_episodes(MIXED, KEYS), [INFORMED_GREEDY, DEFAULT_MECHANISM, Mechanism.random(3)]
+    every = playing_on_rewards(episodes, library, Always(DEFAULT_MECHANISM), horizon=2)
+    tried = np.array([[2, at % 2] for at in range(len(every))])
+    some = playing_on_rewards(episodes, library, Always(DEFAULT_MECHANISM), 2, tried)
+    assert np.array_equal(np.sort(np.argwhere(~np.isnan(some))[:, 1].reshape(-1, 2)), np.sort(tried))
+    assert np.array_equal(some[~np.isnan(some)], every[~np.isnan(some)])
+
+
+def test_most_of_what_is_tried_seems_best_and_the_rest_is_chance():
+    values = np.random.default_rng(0).random((500, 10))
+    picks = promising(values, 6, np.random.default_rng(1))
+    ranks = np.argsort(np.argsort(-values, 1), 1)[np.arange(500)[:, None], picks]
+    assert (ranks[:, :4] == np.arange(4)).all()
+    assert (np.bincount(ranks[:, 4:].ravel(), minlength=10)[4:] > 100).all()  # a third of 500 each
+    assert all(len(set(row)) == 6 for row in picks)
+    assert np.array_equal(np.sort(promising(values, 20, np.random.default_rng(1))), np.tile(np.arange(10), (500, 1)))
 
 
 def test_playing_on_ends_with_the_episode():

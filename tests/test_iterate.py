@@ -9,7 +9,7 @@ from daedalus import designers
 from daedalus.critic import Critic
 from daedalus.designers import PUBLISHED_READINGS, READINGS, ContextualDesigner, explore
 from daedalus.env import draw_training_population
-from daedalus.iterate import ITERATIONS, LOOK_AHEAD, improve, improvement_populations
+from daedalus.iterate import ITERATIONS, LOOK_AHEAD, TRIED, improve, improvement_populations
 from daedalus.market import ROUNDS
 from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism
 
@@ -48,6 +48,20 @@ def test_states_and_continuations_are_those_of_the_designer_that_is_improved(fir
     improve(first, 20_000)
     assert [k["guide"] is k["then"] and k["horizon"] == LOOK_AHEAD for k in asked] == [True] * ITERATIONS
     assert asked[0]["then"] is first and len({id(k["then"]) for k in asked}) == ITERATIONS
+
+
+def test_a_large_library_is_tried_in_part(first, monkeypatch):
+    from daedalus import iterate
+
+    library = [*LIBRARY, *(Mechanism.random(seed) for seed in range(10, 19))]
+    rng = np.random.default_rng(0)
+    inputs, rewards = explore(library, [draw_training_population(rng) for _ in range(10)], 1, rng, horizon=1)
+    found, explored = [], iterate.explore
+    monkeypatch.setattr(iterate, "explore", lambda *a, **k: found.append(explored(*a, **k)) or found[-1])
+    better = improve(ContextualDesigner(library, Critic.fit(inputs, rewards), READINGS), 30_000)
+    assert all(((~np.isnan(values)).sum(1) == TRIED).all() for _, values in found)
+    assert len({at for _, values in found for at in np.flatnonzero((~np.isnan(values)).any(0))}) == len(library)
+    assert better.model.out.shape[-1] == len(library) and np.isfinite(better.model.out).all()
 
 
 def test_it_reads_no_more_than_before(first):
