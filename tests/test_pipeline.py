@@ -347,13 +347,13 @@ def test_missing_public_data_is_a_skip_and_tried_again(write_notebook, project, 
 
 @pytest.fixture
 def copy(tmp_path, write_notebook):
-    """A checkout with three notebooks, the second of which waits until a file `go` exists."""
+    """A checkout with three notebooks; the second says when the first is done, and the last two wait for a file `go`."""
     shutil.copytree(results.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
     results.write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {}}')
     shutil.copy(results.data_dir() / "training.json", tmp_path / "data")
-    wait = ("import pathlib, time\npathlib.Path('started').touch()\n"
-            "while not pathlib.Path('go').exists(): time.sleep(0.05)")
-    for name, code in (("30_a", "1"), ("31_b", wait), ("32_c", "1")):
+    wait = ("import pathlib, time\ndef wait(path):\n    while not pathlib.Path(path).exists(): time.sleep(0.05)\n")
+    tell = "wait('../build/nbs/smoke/30_a.sha')\npathlib.Path('started').touch()\n"
+    for name, code in (("30_a", "1"), ("31_b", f"{wait}{tell}wait('go')"), ("32_c", f"{wait}wait('go')")):
         write_notebook(code_cell("defaults", code, "parameters"), name=name)
     (tmp_path / "nbs").mkdir()
     for path in tmp_path.glob("3*.ipynb"):
@@ -361,8 +361,9 @@ def copy(tmp_path, write_notebook):
     return tmp_path
 
 
-def test_an_interrupted_run_resumes(copy):
-    command = [sys.executable, "-c", "from daedalus.cli import main; main()", "reproduce"]
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_interrupted_run_resumes(copy, jobs):
+    command = [sys.executable, "-c", "from daedalus.cli import main; main()", "reproduce", "--jobs", jobs]
     places = dict(cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     heard = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background shell ignores it
     with subprocess.Popen(command, text=True, **places, **heard) as running:
@@ -377,6 +378,7 @@ def test_an_interrupted_run_resumes(copy):
     assert "run the same command again to resume" in errors and "failed in cell" not in told
     built = copy / "build" / "nbs" / "smoke"
     assert sorted(file.name for file in built.iterdir()) == ["30_a.ipynb", "30_a.sha"]
+    assert re.search(r"^seconds: 30_a [\d.]+; [\d.]+ in all$", told, flags=re.MULTILINE)
     made = (built / "30_a.ipynb").stat().st_mtime_ns
     (copy / "nbs" / "go").touch()
     again = subprocess.run(command, text=True, timeout=120, **places)
