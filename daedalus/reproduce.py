@@ -333,7 +333,7 @@ def _execute(path, params, out, profile, room) -> Path:
         running.unlink(missing_ok=True)
 
 # %% ../nbs/13_reproduce.ipynb #writers
-QUOTED = re.compile(r"[\"']([\w.-]+)[\"']")
+QUOTED = re.compile(r"[\"']([\w.-]+)[\"'](?!\s*:)")  # a key of a dictionary is no name of a file
 READ = re.compile(r"read_result\(\s*[\"']([\w-]+)[\"']")
 WRITTEN = re.compile(r"write_result\(\s*[\"']([\w-]+)[\"']")
 
