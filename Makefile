@@ -7,6 +7,7 @@ BIN := .venv/bin
 REPRODUCE = $(BIN)/daedalus reproduce $(if $(JOBS),--jobs $(JOBS))
 READY := .venv/.ready
 TREE := $(BIN)/python -c 'from daedalus.reproduce import tree_hash; print(tree_hash())'
+SHIPPED := $(BIN)/python -c 'from daedalus.train import SHIPPED; print(SHIPPED)'
 
 .PHONY: help reproduce verify test train ablations serve export bench clean
 
@@ -32,7 +33,8 @@ test: $(READY) export ## everything CI checks: export, style, every notebook at 
 	else $(BIN)/python -m pytest -q tests && $(TREE) > build/tests.passed; fi
 
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
-	$(BIN)/daedalus train --profile small --seed 2 --output data/designer --record data/training/small-2.json
+	seed=$$($(SHIPPED)) && \
+	$(BIN)/daedalus train --profile small --seed $$seed --output data/designer --record data/training/small-$$seed.json
 
 ablations: $(READY) ## train the variants of a small recipe, three seeds each, in an hour; resumes when interrupted
 	$(BIN)/daedalus ablate --record data/ablations/records.json

@@ -498,7 +498,8 @@ def in_order(
 
     def rank(path):
         stage = 2 if late(path.stem) else 1 if path.stem in timed else 0
-        return stage, long.index(path.stem) if path.stem in long else len(long), path.stem
+        place = long.index(path.stem) if path.stem in long else len(long)
+        return stage, bool(needs[path.stem]), place, path.stem
 
     return sorted(paths, key=rank)
 

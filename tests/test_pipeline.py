@@ -387,7 +387,8 @@ def test_two_notebooks_run_at_a_time(run_side_by_side, capfd):
 
 
 def test_a_notebook_that_measures_time_runs_alone(run_side_by_side, capfd):
-    see = "for _ in range(20):\n    assert [file.name for file in there.iterdir()] == ['32_timed']\n    time.sleep(0.05)"
+    see = ("for _ in range(20):\n    assert [file.name for file in there.iterdir()] == ['32_timed']\n"
+           "    time.sleep(0.05)")
     pair = {"30_a": MEET.format("31_b"), "31_b": MEET.format("30_a")}
     assert run_side_by_side({**pair, "32_timed": see, "33_c": "time.sleep(1)"}, alone=["32_timed"]) == 0
     assert "4 ran, 0 were current" in capfd.readouterr().out
@@ -412,20 +413,24 @@ def test_how_long_each_took_is_told_and_kept(run_side_by_side, tmp_path, capfd):
 
 def test_a_kernel_has_one_core(write_notebook, tmp_path):
     names = list(reproduce.ONE_CORE)
-    path = write_notebook(code_cell("defaults", f"import os\nprint(*(os.environ[name] for name in {names}))", "parameters"))
+    show = f"import os\nprint(*(os.environ[name] for name in {names}))"
+    path = write_notebook(code_cell("defaults", show, "parameters"))
     told = reproduce.printed(reproduce.run_notebook(path, {}, tmp_path / "out.ipynb")).split()
     assert "OMP_NUM_THREADS" in names and set(told) == {"1"}
 
 
 def test_the_long_begin_first_and_the_timed_last(write_notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path)
-    results.write_text(tmp_path / "params.json", '{"smoke": {}, "alone": ["32_timed"], "first": ["33_long", "31_long"]}')
-    sources = {"30_short": "1", "31_long": "1", "32_timed": 'write_result("speed", 1, {"seed": 0})', "33_long": "1",
-               "40_reads": 'read_result("speed")\nwrite_result("paper", 1, {"seed": 0})', "41_late": 'read_result("paper")'}
+    lists = {"alone": ["32_timed"], "first": ["33_long", "31_long"]}
+    results.write_text(tmp_path / "params.json", json.dumps({"smoke": {}} | lists))
+    sources = {"30_short": "1", "31_long": 'write_result("best", 1, {"seed": 0})', "31_reads": 'read_result("best")',
+               "32_timed": 'write_result("speed", 1, {"seed": 0})', "33_long": "1",
+               "40_reads": 'read_result("speed")\nwrite_result("paper", 1, {"seed": 0})',
+               "41_late": 'read_result("paper")'}
     made = [write_notebook(code_cell("defaults", code, "parameters"), name=name) for name, code in sources.items()]
     monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: made)
     assert [path.stem for path in reproduce.in_order(made)] == [
-        "33_long", "31_long", "30_short", "32_timed", "40_reads", "41_late"]
+        "33_long", "31_long", "30_short", "31_reads", "32_timed", "40_reads", "41_late"]
     assert [task["name"] for task in reproduce.tasks()] == [path.stem for path in reproduce.in_order(made)]
 
 
@@ -460,7 +465,7 @@ def test_a_closed_room_lets_nobody_in_and_waits_for_those_inside():
 
 @pytest.fixture
 def copy(tmp_path, write_notebook):
-    """A checkout with three notebooks; the second says when the first is done, and the last two wait for a file `go`."""
+    """A checkout with three notebooks; the second says when the first is done, and the last two wait for a `go`."""
     shutil.copytree(results.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
     results.write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {}}')
     shutil.copy(results.data_dir() / "training.json", tmp_path / "data")
