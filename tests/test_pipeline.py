@@ -463,6 +463,25 @@ def test_a_closed_room_lets_nobody_in_and_waits_for_those_inside():
     assert left == ["30_a"] and list(room.seconds) == ["30_a"]
 
 
+def test_work_side_by_side_keeps_its_order_and_an_error_closes_the_room():
+    room, names = reproduce.Room(), ["30_a", "31_b", "32_c"]
+
+    def work(name):
+        with room.place(name):
+            time.sleep(0.3 if name == "30_a" else 0)
+            if name == "31_b" and broken:
+                raise ValueError("broken")
+            return name.upper()
+
+    broken = False
+    assert reproduce.side_by_side(work, names, 2, room) == ["30_A", "31_B", "32_C"]
+    assert not room.closed and set(room.seconds) == set(names)
+    broken = True
+    with pytest.raises(ValueError, match="broken"):
+        reproduce.side_by_side(work, names, 2, room)
+    assert room.closed
+
+
 @pytest.fixture
 def copy(tmp_path, write_notebook):
     """A checkout with three notebooks; the second says when the first is done, and the last two wait for a `go`."""
