@@ -1,9 +1,13 @@
 # DAEDALUS. Every target sets up .venv by itself; `make PYTHON=python3.12 test` chooses the Python.
 
 PYTHON ?= python3
+# Notebooks at a time: empty, one for each core, at most four. The results are the same with any number.
+JOBS ?=
 BIN := .venv/bin
+REPRODUCE = $(BIN)/daedalus reproduce $(if $(JOBS),--jobs $(JOBS))
 READY := .venv/.ready
 TREE := $(BIN)/python -c 'from daedalus.reproduce import tree_hash; print(tree_hash())'
+SHIPPED := $(BIN)/python -c 'from daedalus.train import SHIPPED; print(SHIPPED)'
 
 .PHONY: help reproduce verify test train ablations serve export bench clean
 
@@ -11,10 +15,10 @@ help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
 
 reproduce: $(READY) ## run every notebook at full size; remake results, figures and README.md
-	$(BIN)/daedalus reproduce --profile paper --keep-outputs
+	$(REPRODUCE) --profile paper --keep-outputs
 
 verify: $(READY) ## recompute every committed number at full size and compare; a few: daedalus reproduce --verify
-	$(BIN)/daedalus reproduce --verify --profile paper
+	$(REPRODUCE) --verify --profile paper
 
 test: $(READY) export ## everything CI checks: export, style, every notebook at smoke size, a few paper numbers, pytest
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then \
@@ -22,14 +26,15 @@ test: $(READY) export ## everything CI checks: export, style, every notebook at 
 	  || { echo "Exporting changed these files: stage or commit them."; exit 1; }; \
 	else echo "Not a git checkout: whether the export changed committed files is not checked."; fi
 	$(BIN)/ruff check --quiet --select E4,E7,E9,F,B --ignore E402,E701,B905 daedalus tests setup.py dodo.py
-	$(BIN)/daedalus reproduce --profile smoke
+	$(REPRODUCE) --profile smoke
 	$(BIN)/daedalus reproduce --verify --profile smoke
 	@if [ "$$($(TREE))" = "$$(cat build/tests.passed 2>/dev/null)" ]; then \
 	  echo "Nothing changed since all tests passed; remove build/tests.passed to run them again."; \
 	else $(BIN)/python -m pytest -q tests && $(TREE) > build/tests.passed; fi
 
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
-	$(BIN)/daedalus train --profile small --seed 2 --output data/designer --record data/training/small-2.json
+	seed=$$($(SHIPPED)) && \
+	$(BIN)/daedalus train --profile small --seed $$seed --output data/designer --record data/training/small-$$seed.json
 
 ablations: $(READY) ## train the variants of a small recipe, three seeds each, in an hour; resumes when interrupted
 	$(BIN)/daedalus ablate --record data/ablations/records.json

@@ -1,4 +1,4 @@
-"""The notebooks as tasks of doit: `doit list --all`, `doit notebook:20_theory`, `doit profile=paper`."""
+"""The notebooks as tasks of doit: `doit list --all`, `doit notebook:20_theory`, `doit -n 2 -P thread profile=paper`."""
 
 from doit import get_var
 

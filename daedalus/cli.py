@@ -333,13 +333,14 @@ def _verify(
     only: str | None,
     list_: bool,
     force: bool,
+    jobs: int | None,
 ) -> int:  # the exit code
     """Recompute the committed numbers, or list the claims about them."""
     from daedalus import verify as checker
 
     _quieten()
     if not list_:
-        return checker.verify(profile, only, force)
+        return checker.verify(profile, only, force, jobs)
     for claim in checker.claims():
         typer.echo(f"{claim.id:32} {'alone, or ' if claim.spot else 'only '}at full size: {claim.sentence}")
     return 0
@@ -355,6 +356,7 @@ def reproduce(
     keep_outputs: Annotated[bool, typer.Option("--keep-outputs", help="Copy outputs to nbs/ and README.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print what the notebook printed; with --only.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Recompute committed numbers; exit 1 on a miss.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Notebooks at a time, 1 or more. [the cores, at most 4]")] = None,
     trace: Annotated[str | None, typer.Option(help="Say where a claim, or a printed number, comes from.")] = None,
 ) -> int:
     """Run the notebooks; verify and trace their numbers.
@@ -364,6 +366,8 @@ def reproduce(
     """
     from daedalus import reproduce as runner
 
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs must be 1 or more, not {jobs}")
     if show and only is None:
         raise ValueError("--show needs --only NAME")
     if verify and (show or keep_outputs):
@@ -374,13 +378,13 @@ def reproduce(
         typer.echo("\n".join(lines(trace)))
         return 0
     if verify:
-        return _verify(profile, only, list_, force)
+        return _verify(profile, only, list_, force, jobs)
     if list_:
         for line in runner.listing(profile):
             typer.echo(line)
         return 0
     try:
-        code = runner.reproduce(profile, only=only, force=force, keep=keep_outputs)
+        code = runner.reproduce(profile, only=only, force=force, keep=keep_outputs, jobs=jobs)
     except runner.NotebookError as error:
         typer.echo(f"daedalus: {error}", err=True)
         return 1

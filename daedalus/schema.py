@@ -311,7 +311,9 @@ def mechanisms_to_array(
     mechanisms: Sequence[Mechanism],  # any number, also none
 ) -> np.ndarray:                      # float64 [batch, 11], columns as in `FIELDS`
     "Many mechanisms as one array for compiled code."
-    return np.array([m.to_array() for m in mechanisms], dtype=np.float64).reshape(-1, len(FIELDS))
+    rows = {m: row for row, m in enumerate(dict.fromkeys(mechanisms))}   # a batch often repeats a few mechanisms
+    table = np.array([m.to_array() for m in rows], dtype=np.float64).reshape(-1, len(FIELDS))
+    return table[np.fromiter((rows[m] for m in mechanisms), np.int64, len(mechanisms))]
 
 # %% ../nbs/00_schema.ipynb #outcome
 class Outcome(Record):

@@ -257,15 +257,15 @@ def try_library(
     "A library, and what its mechanisms earned in states that chance and a first contextual designer caused."
     _check_rounds(rounds)
     library, rng = find_library(rounds * 2 // 5, seed, draw), np.random.default_rng([seed, LESSON_BLOCK])
-    parts, guide = [], None
+    parts, found = [], None
     lesson = EPISODE - ROUNDS + 10 * len(library) * HORIZON * ROUNDS   # rounds of one population
     count = (rounds - rounds * 2 // 5) // 2 // lesson
     for part in (1, 2):
         people = [draw(rng) for _ in range(count)]
         keys = block_keys(count, seed, LESSON_BLOCK + part)
+        guide = ContextualDesigner.fit(*found) if found else None   # learned from what chance showed
         parts.append(explore(library, people, keys, rng, horizon=HORIZON, guide=guide))
         found = Examples(library, *map(np.concatenate, zip(*parts)))
-        guide = ContextualDesigner.fit(*found)
     return found
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -231,7 +232,7 @@ def test_a_result_is_an_input_of_who_reads_it_not_of_who_wrote_it(write_notebook
     monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
     result = results.write_text(tmp_path / "build" / "results" / "smoke" / "best.json", '{"value": 1}')
     read, write = 'value = read_result("best")', 'write_result("best", value, {"seed": 0})'
-    sources = {"29_earlier": read, "30_writer": f"{read}\n{write}", "31_reader": read, "32_other": "best = 1"}
+    sources = {"29_earlier": read, "30_writer": f"{read}\n{write}", "31_reader": read, "32_other": "best = {'best': 1}"}
     made = {name: write_notebook(code_cell("defaults", code, "parameters"), name=name)
             for name, code in sources.items()}
     monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: list(made.values()))
@@ -345,15 +346,151 @@ def test_missing_public_data_is_a_skip_and_tried_again(write_notebook, project, 
     assert states() == {"40_data": "to run", "32_apart": "current"}
 
 
+# Side by side
+
+
+@pytest.fixture
+def run_side_by_side(write_notebook, tmp_path, monkeypatch):
+    """Runs notebooks, given as {name: code}, two at a time; those of `alone` by themselves. Returns the exit code.
+
+    Each notebook first leaves a file with its name in the folder `there`, and takes it away at its end.
+    """
+    monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(reproduce, "DOIT_CONFIG", {"backend": "json", "dep_file": str(tmp_path / "doit.json")})
+    monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path / "data")
+    (tmp_path / "there").mkdir()
+
+    def run(sources, **lists):
+        results.write_text(tmp_path / "data" / "params.json", json.dumps({"smoke": {}, "paper": {}} | lists))
+        start = "import pathlib, time\nthere = pathlib.Path('there')\n"
+        made = [write_notebook(code_cell("defaults", f"{start}(there / '{name}').touch()", "parameters"),
+                               code_cell("work", code), code_cell("leave", f"(there / '{name}').unlink()"), name=name)
+                for name, code in sources.items()]
+        monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: made)
+        return reproduce.reproduce("smoke", jobs=2)
+
+    return run
+
+
+MEET = """
+for _ in range(1200):
+    if (there / '{0}').exists(): break
+    time.sleep(0.05)
+assert (there / '{0}').exists()
+time.sleep(0.5)
+"""
+
+
+def test_two_notebooks_run_at_a_time(run_side_by_side, capfd):
+    assert run_side_by_side({"30_a": MEET.format("31_b"), "31_b": MEET.format("30_a")}) == 0
+    assert "2 ran, 0 were current" in capfd.readouterr().out
+
+
+def test_a_notebook_that_measures_time_runs_alone(run_side_by_side, capfd):
+    see = ("for _ in range(20):\n    assert [file.name for file in there.iterdir()] == ['32_timed']\n"
+           "    time.sleep(0.05)")
+    pair = {"30_a": MEET.format("31_b"), "31_b": MEET.format("30_a")}
+    assert run_side_by_side({**pair, "32_timed": see, "33_c": "time.sleep(1)"}, alone=["32_timed"]) == 0
+    assert "4 ran, 0 were current" in capfd.readouterr().out
+
+
+def test_one_of_two_that_fails_names_its_cell_and_the_other_ends(run_side_by_side, capfd):
+    assert run_side_by_side({"30_a": MEET.format("31_b") + "1 / 0", "31_b": MEET.format("30_a")}) == 1
+    told = capfd.readouterr().out
+    assert "30_a.ipynb failed in cell 'work': ZeroDivisionError" in told and "1 / 0" in told
+    assert "1 ran, 0 were current, 0 skipped, 1 failed" in told
+
+
+def test_how_long_each_took_is_told_and_kept(run_side_by_side, tmp_path, capfd):
+    assert run_side_by_side({"30_short": "1", "31_long": "time.sleep(3)"}) == 0
+    told = re.search(r"^seconds: 31_long ([\d.]+), 30_short ([\d.]+); ([\d.]+) in all$", capfd.readouterr().out,
+                     flags=re.MULTILINE)
+    kept = json.loads(reproduce.seconds_file("smoke").read_text())
+    assert [float(number) for number in told.groups()[:2]] == [kept["31_long"], kept["30_short"]]
+    assert float(told[3]) == pytest.approx(sum(kept.values()), abs=0.2)
+    assert kept["31_long"] > 3
+
+
+def test_a_kernel_has_one_core(write_notebook, tmp_path):
+    names = list(reproduce.ONE_CORE)
+    show = f"import os\nprint(*(os.environ[name] for name in {names}))"
+    path = write_notebook(code_cell("defaults", show, "parameters"))
+    told = reproduce.printed(reproduce.run_notebook(path, {}, tmp_path / "out.ipynb")).split()
+    assert "OMP_NUM_THREADS" in names and set(told) == {"1"}
+
+
+def test_the_long_begin_first_and_the_timed_last(write_notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path)
+    lists = {"alone": ["32_timed"], "first": ["33_long", "31_long"]}
+    results.write_text(tmp_path / "params.json", json.dumps({"smoke": {}} | lists))
+    sources = {"30_short": "1", "31_long": 'write_result("best", 1, {"seed": 0})', "31_reads": 'read_result("best")',
+               "32_timed": 'write_result("speed", 1, {"seed": 0})', "33_long": "1",
+               "40_reads": 'read_result("speed")\nwrite_result("paper", 1, {"seed": 0})',
+               "41_late": 'read_result("paper")'}
+    made = [write_notebook(code_cell("defaults", code, "parameters"), name=name) for name, code in sources.items()]
+    monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: made)
+    assert [path.stem for path in reproduce.in_order(made)] == [
+        "33_long", "31_long", "30_short", "31_reads", "32_timed", "40_reads", "41_late"]
+    assert [task["name"] for task in reproduce.tasks()] == [path.stem for path in reproduce.in_order(made)]
+
+
+def test_every_notebook_with_a_measured_time_in_its_results_runs_alone():
+    names = {path.stem for path in NOTEBOOKS}
+    assert set(reproduce.alone()) | set(reproduce._params_file()["first"]) <= names
+    code = {path.stem: results.notebook_code(path) for path in NOTEBOOKS}
+    writes = set(reproduce.writers().values())
+    timed = {name for name in writes if re.search("perf_counter|process_time|timeit", code[name])}
+    assert timed == set(reproduce.alone())
+
+
+def test_a_closed_room_lets_nobody_in_and_waits_for_those_inside():
+    room, left = reproduce.Room(), []
+
+    def visit():
+        with room.place("30_a"):
+            inside.set()
+            time.sleep(0.5)
+            left.append("30_a")
+
+    inside, visitor = threading.Event(), threading.Thread(target=visit)
+    visitor.start()
+    inside.wait()
+    room.close()
+    assert left == ["30_a"]
+    with pytest.raises(KeyboardInterrupt), room.place("31_b"):
+        left.append("31_b")
+    visitor.join()
+    assert left == ["30_a"] and list(room.seconds) == ["30_a"]
+
+
+def test_work_side_by_side_keeps_its_order_and_an_error_closes_the_room():
+    room, names = reproduce.Room(), ["30_a", "31_b", "32_c"]
+
+    def work(name):
+        with room.place(name):
+            time.sleep(0.3 if name == "30_a" else 0)
+            if name == "31_b" and broken:
+                raise ValueError("broken")
+            return name.upper()
+
+    broken = False
+    assert reproduce.side_by_side(work, names, 2, room) == ["30_A", "31_B", "32_C"]
+    assert not room.closed and set(room.seconds) == set(names)
+    broken = True
+    with pytest.raises(ValueError, match="broken"):
+        reproduce.side_by_side(work, names, 2, room)
+    assert room.closed
+
+
 @pytest.fixture
 def copy(tmp_path, write_notebook):
-    """A checkout with three notebooks, the second of which waits until a file `go` exists."""
+    """A checkout with three notebooks; the second says when the first is done, and the last two wait for a `go`."""
     shutil.copytree(results.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
     results.write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {}}')
     shutil.copy(results.data_dir() / "training.json", tmp_path / "data")
-    wait = ("import pathlib, time\npathlib.Path('started').touch()\n"
-            "while not pathlib.Path('go').exists(): time.sleep(0.05)")
-    for name, code in (("30_a", "1"), ("31_b", wait), ("32_c", "1")):
+    wait = ("import pathlib, time\ndef wait(path):\n    while not pathlib.Path(path).exists(): time.sleep(0.05)\n")
+    tell = "wait('../build/nbs/smoke/30_a.sha')\npathlib.Path('started').touch()\n"
+    for name, code in (("30_a", "1"), ("31_b", f"{wait}{tell}wait('go')"), ("32_c", f"{wait}wait('go')")):
         write_notebook(code_cell("defaults", code, "parameters"), name=name)
     (tmp_path / "nbs").mkdir()
     for path in tmp_path.glob("3*.ipynb"):
@@ -361,8 +498,9 @@ def copy(tmp_path, write_notebook):
     return tmp_path
 
 
-def test_an_interrupted_run_resumes(copy):
-    command = [sys.executable, "-c", "from daedalus.cli import main; main()", "reproduce"]
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_interrupted_run_resumes(copy, jobs):
+    command = [sys.executable, "-c", "from daedalus.cli import main; main()", "reproduce", "--jobs", jobs]
     places = dict(cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     heard = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background shell ignores it
     with subprocess.Popen(command, text=True, **places, **heard) as running:
@@ -377,6 +515,7 @@ def test_an_interrupted_run_resumes(copy):
     assert "run the same command again to resume" in errors and "failed in cell" not in told
     built = copy / "build" / "nbs" / "smoke"
     assert sorted(file.name for file in built.iterdir()) == ["30_a.ipynb", "30_a.sha"]
+    assert re.search(r"^seconds: 30_a [\d.]+; [\d.]+ in all$", told, flags=re.MULTILINE)
     made = (built / "30_a.ipynb").stat().st_mtime_ns
     (copy / "nbs" / "go").touch()
     again = subprocess.run(command, text=True, timeout=120, **places)
@@ -434,6 +573,7 @@ def test_the_readme_is_the_front_page(write_notebook, tmp_path):
         ("reproduce --profile huge", "profile 'huge' is unknown: use one of smoke, paper"),
         ("reproduce --only 99_missing", "notebook '99_missing' is unknown"),
         ("reproduce --show", "--show needs --only NAME"),
+        ("reproduce --jobs 0", "--jobs must be 1 or more, not 0"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, tmp_path, monkeypatch):
