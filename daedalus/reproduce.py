@@ -306,7 +306,7 @@ def inputs(
     """The files that a run of a notebook reads: data, results, and what the paper is made of."""
     shown = []
     if path.stem.endswith("_paper"):  # it shows figures, by names that its code does not hold
-        shown = [file for kind in ("*.typ", "*.bib", "figures/*.svg") for file in sorted((CHECKOUT / "paper").glob(kind))]
+        shown = [file for kind in ("*.typ", "*.bib", "figures/*.pdf") for file in sorted((CHECKOUT / "paper").glob(kind))]
         shown += sorted((data_dir() / "results").glob("*.json"))
     return _data_files(path) + _result_files(path, profile) + shown
 
@@ -314,7 +314,7 @@ def inputs(
 def tree_hash() -> str:
     """A hash of all that the tests depend on: library, tests, notebooks, data, settings and versions."""
     patterns = ("daedalus/*.py", "tests/*.py", "nbs/*.ipynb", "data/**/*.json", "*.ini", "*.txt", "*.py", "*.md",
-                ".github/**/*.yml", "Makefile", "paper/*.*", "paper/*/*.*")
+                "data/*.mplstyle", ".github/**/*.yml", "Makefile", "paper/*.*", "paper/*/*.*")
     files = sorted(path for pattern in patterns for path in CHECKOUT.glob(pattern))
     contents = [part for path in files for part in (path.relative_to(CHECKOUT).as_posix(), path.read_bytes())]
     return short_hash(json.dumps(versions(), sort_keys=True), *contents)
