@@ -250,7 +250,7 @@ def _draw_published(
     for at, name in enumerate(names):
         if f"{name} mean" not in numbers: continue
         mean, spread = numbers[f"{name} mean"]["value"], numbers[f"{name} IQR"]["value"]
-        axes.errorbar(at + 0.38, mean, spread / 2, fmt="*", color=OTHER, ms=9, capsize=4, label=label)
+        axes.errorbar(at + 0.38, mean, spread / 2, fmt="*", color=OTHER, ms=8, capsize=4, label=label)
         label = None
 
 
@@ -264,7 +264,7 @@ def boxplot(
 
     means = table.groupby("designer", sort=False)["reward"].mean()
     names = list(means.index)
-    axes = axes or plt.subplots(figsize=(max(6.4, 1.05 * len(names)), 3.6), constrained_layout=True)[1]
+    axes = axes or plt.subplots(figsize=(max(6.4, 0.82 * len(names)), 3.4), constrained_layout=True)[1]
     sns.boxplot(table, x="designer", y="reward", hue="designer", palette={name: look(name)["color"] for name in names},
                 width=0.5, fliersize=0, linewidth=1, legend=False, ax=axes)
     aside = 0.24 * (0.618 * table["episode"] % 1 - 0.5)   # spreads the points, in every run alike
@@ -272,8 +272,8 @@ def boxplot(
     axes.plot(range(len(names)), means, "D", color="white", mec="black", ms=6, ls="none", label="mean, this run")
     _draw_published(axes, names)
     axes.set(xlabel="", ylabel="composite reward R of an episode", ylim=(-0.02, None))
-    axes.tick_params(axis="x", labelsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    axes.set_xticks(range(len(names)), [name.replace(" ", "\n").replace("-", "-\n") for name in names])
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     sns.despine(ax=axes)
     return axes
 
@@ -318,14 +318,14 @@ def lever_map(
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    axes = axes or plt.subplots(figsize=(9, 2.2 + 0.34 * len(table)), constrained_layout=True)[1]
+    axes = axes or plt.subplots(figsize=(7.4, 2 + 0.32 * len(table)), constrained_layout=True)[1]
     played = table.drop(columns="distinct")
     ranges = [DOMAIN[name] if isinstance(DOMAIN.get(name), float) else 1.0 for name in played]
-    sns.heatmap(played / ranges, vmin=0, vmax=1, cmap="Blues", annot=played.round(2), fmt="g", annot_kws={"size": 7},
+    sns.heatmap(played / ranges, vmin=0, vmax=1, cmap="Blues", annot=played.round(2), fmt="g", annot_kws={"size": 6.5},
                 linewidths=0.5, cbar_kws={"label": "share of the steps,\nor of an amount's range"}, ax=axes)
     axes.set(xlabel="", ylabel="")
-    axes.set_xticklabels(axes.get_xticklabels(), rotation=40, ha="right", fontsize=8)
-    axes.set_yticklabels(axes.get_yticklabels(), rotation=0, fontsize=8)
+    axes.set_xticklabels(axes.get_xticklabels(), rotation=40, ha="right", rotation_mode="anchor", fontsize=7)
+    axes.set_yticklabels(axes.get_yticklabels(), rotation=0, fontsize=7)
     return axes
 
 # %% ../nbs/11_evaluate.ipynb #adaptation
@@ -361,7 +361,7 @@ def adaptation_plot(
         axes.plot(rows["step"], rows["mean"], **look(name), label=name)
         axes.fill_between(rows["step"], rows["low"], rows["high"], color=look(name)["color"], alpha=0.15, lw=0)
     axes.set(xlabel="step of the episode", ylabel="mean reward of the step", xticks=table["step"].unique())
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(ax=axes)
     return axes
 

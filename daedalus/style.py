@@ -50,6 +50,6 @@ def look(
             "linestyle": "--" if limited else "-"}
 
 # %% ../nbs/00_style.ipynb #bidders
-BIDDER_COLOURS = {"truthful": "#00916a", "shader": "#015b8e", "dropout": "#bc8e00", "colluder": "#741a71",
-                  "exploiter": "#c53900"}
+BIDDER_COLOURS = {"truthful": "#00916a", "shader": "#015b8e", "dropout": "#bb8d00", "colluder": "#741a71",
+                  "exploiter": "#c43800"}
 BIDDER_MARKERS = {"truthful": "o", "shader": "s", "dropout": "v", "colluder": "D", "exploiter": "X"}
