@@ -2,7 +2,6 @@
 
 import re
 from itertools import combinations
-from pathlib import Path
 
 import matplotlib
 import pytest
@@ -136,7 +135,7 @@ def test_the_style_file_is_packed():
 
 CAPTION = re.compile(r'#figure\(plot\("(\w+)".*?caption: \[(.*?)\],\n\) <', re.DOTALL)
 CAPTIONS = CAPTION.findall((paper.SOURCE / "paper.typ").read_text(encoding="utf-8"))
-COUNTED = re.compile(r"#[\w.]+[^#]{0,40}?\b(?:episodes|rounds|rings|mechanisms)\b")  # a number that is read, and of what
+COUNTED = re.compile(r"#[\w.]+[^#]{0,40}?\b(?:episodes|rounds|rings|mechanisms)\b")  # what is read, and of what
 
 
 def test_every_figure_has_a_caption():
