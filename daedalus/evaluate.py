@@ -266,7 +266,7 @@ def boxplot(
     names = list(means.index)
     axes = axes or plt.subplots(figsize=(max(6.4, 0.82 * len(names)), 3.4), constrained_layout=True)[1]
     sns.boxplot(table, x="designer", y="reward", hue="designer", palette={name: look(name)["color"] for name in names},
-                width=0.5, fliersize=0, linewidth=1, legend=False, ax=axes)
+                width=0.5, fliersize=0, linewidth=1, saturation=1, boxprops={"alpha": 0.55}, legend=False, ax=axes)
     aside = 0.24 * (0.618 * table["episode"] % 1 - 0.5)   # spreads the points, in every run alike
     axes.scatter(table["designer"].map(names.index) + aside, table["reward"], s=6, color="black", alpha=0.5, zorder=3)
     axes.plot(range(len(names)), means, "D", color="white", mec="black", ms=6, ls="none", label="mean, this run")
