@@ -22,7 +22,7 @@ setup(
     # The committed data travels inside the package, so an installed copy finds it too.
     packages=["daedalus", "daedalus.data"],
     package_dir={"daedalus": "daedalus", "daedalus.data": "data"},
-    package_data={"daedalus.data": ["*.json", "results/*.json", "training/*.json", "ablations/*.json", "designer/*"]},
+    package_data={"daedalus.data": ["*.json", "*.mplstyle", "results/*.json", "training/*.json", "ablations/*.json", "designer/*"]},
     install_requires=meta["requirements"].split(),
     extras_require={extra: names.split() for extra, names in settings["extras"].items() if extra not in meta},
     entry_points={"console_scripts": ["daedalus = daedalus.cli:main"]},

@@ -23,6 +23,7 @@ from .designers import Designer, FixedDesigner
 from .env import SUITES, Episodes, observe, open_episodes, outcome_of, play_step, suite
 from .market import LOTS, WARM_UP, new_market
 from .schema import DEFAULT_MECHANISM, DOMAIN, FIELDS, Mechanism, MechanismError, MechanismFields, Outcome
+from .style import BIDDER_COLOURS
 from .watch import Session, watch
 
 if TYPE_CHECKING:
@@ -435,7 +436,7 @@ STYLE = """<style>
 /* colours: the two sides, the five types of bidder, and what is mixed from the text and the paper around it */
 .daedalus {
   --dd-left: #4338ca; --dd-right: #c2570c;
-  --dd-k0: #00805d; --dd-k1: #2b8cc4; --dd-k2: #b58900; --dd-k3: #b0569a; --dd-k4: #d03c00;
+  TYPES
   --dd-paper: var(--body-background-fill, var(--jp-layout-color0, Canvas));
   --dd-k: color-mix(in srgb, currentColor 60%, var(--dd-paper));
   --dd-mute: color-mix(in srgb, currentColor 72%, transparent);
@@ -546,7 +547,7 @@ b[class^="dd-k"] { color: var(--dd-k); }
   .daedalus .dd-tile small { font-size: 10px; letter-spacing: -.03em; }
   .dd-tile.dd-reward { grid-column: 1 / -1; grid-template-columns: auto 1fr auto; align-items: baseline; gap: 8px; }
 }
-</style>"""
+</style>""".replace("TYPES", " ".join(f"--dd-k{kind}: {BIDDER_COLOURS[name]};" for kind, name in enumerate(KINDS)))
 
 # %% ../nbs/12_arena.ipynb #render
 def _name(

@@ -416,7 +416,7 @@ def _shown_files(
     path: Path,  # a notebook
 ) -> list[Path]:
     """What the paper is made of, if this is its notebook: it shows figures, by names that its code does not hold."""
-    kinds = ("*.typ", "*.bib", "figures/*.svg") if path.stem.endswith("_paper") else ()
+    kinds = ("*.typ", "*.bib", "figures/*.pdf") if path.stem.endswith("_paper") else ()
     return [file for kind in kinds for file in sorted((CHECKOUT / "paper").glob(kind))]
 
 
@@ -431,7 +431,7 @@ def inputs(
 def tree_hash() -> str:
     """A hash of all that the tests depend on: library, tests, notebooks, data, settings and versions."""
     patterns = ("daedalus/*.py", "tests/*.py", "nbs/*.ipynb", "data/**/*.json", "*.ini", "*.txt", "*.py", "*.md",
-                ".github/**/*.yml", "Makefile", "paper/*.*", "paper/*/*.*")
+                "data/*.mplstyle", ".github/**/*.yml", "Makefile", "paper/*.*", "paper/*/*.*")
     files = sorted(path for pattern in patterns for path in CHECKOUT.glob(pattern))
     contents = [part for path in files for part in (path.relative_to(CHECKOUT).as_posix(), path.read_bytes())]
     return short_hash(json.dumps(versions(), sort_keys=True), *contents)

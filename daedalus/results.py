@@ -241,13 +241,10 @@ def save_figure(
     figure: Any,  # a matplotlib Figure, or anything with its `savefig`
     name: str,  # file name without ending, such as "boxplot"
 ) -> Path:
-    """Save `figure` in `figures_dir()` as `<name>.png` (200 dots per inch) and `<name>.svg`; return the PNG's path."""
-    import matplotlib
-
+    """Save `figure` in `figures_dir()` as `<name>.png` (200 dots per inch) and `<name>.pdf`; return the PNG's path."""
     folder = figures_dir()
     folder.mkdir(parents=True, exist_ok=True)
-    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(svg, bbox_inches="tight", metadata={"Date": None, "Creator": None})
-        figure.savefig(png, bbox_inches="tight", dpi=200, metadata={"Software": None})
+    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    figure.savefig(pdf, bbox_inches="tight", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    figure.savefig(png, bbox_inches="tight", dpi=200, metadata={"Software": None})
     return png

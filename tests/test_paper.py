@@ -218,6 +218,37 @@ def test_every_reference_is_in_the_list_and_every_entry_is_cited():
     assert cited == set(entries)
 
 
+def _entries():
+    """The fields of each reference, as they are typed."""
+    parts = re.split(r"^@", REFERENCES, flags=re.MULTILINE)[1:]
+    field = re.compile(r"(\w+) = \{(.*?)\},? ?(?=\w+ = |\n)")
+    return {re.match(r"\w+\{([\w-]+),", part)[1]: dict(field.findall(part)) for part in parts}
+
+
+def test_every_reference_can_be_found():
+    for key, entry in _entries().items():
+        assert entry["author"] and entry["title"] and re.fullmatch(r"\d{4}", entry["year"]), key
+        assert entry["year"] in key and len({"journal", "booktitle", "publisher", "url"} & set(entry)) >= 1, key
+        assert "journal" not in entry or {"volume", "pages"} <= set(entry), key
+
+
+def _plain_name(author):
+    return re.sub(r"\\.|[{}]", "", author.split(",")[0])
+
+
+@pytest.mark.parametrize("source", sorted({row["source"] for row in paper.committed("findings")["rows"]}))
+def test_every_source_of_the_findings_is_a_reference(source):
+    if source == "this project's rule":
+        return
+    for work in source.split(";"):
+        named, year = re.match(r"\s*(.+?) (\d{4})", work).groups()
+        names = [re.sub(r"[^\x00-\x7f]", "o", name) for name in re.split(r", | and ", named.removesuffix(" et al."))]
+        authors = [[_plain_name(author) for author in entry["author"].split(" and ")]
+                   for entry in _entries().values() if entry["year"] == year]
+        whole = not named.endswith(" et al.")
+        assert [who for who in authors if (who == names if whole else who[0] == names[0] and len(who) > 2)], work
+
+
 # What is read is written
 
 
@@ -225,9 +256,9 @@ def test_every_figure_is_there_and_saved_by_a_notebook():
     written = paper.figures_written()
     assert len(paper.figures_read()) >= 8
     assert [name for name in paper.figures_read() if name not in written] == []
-    conditional = {"red_team_tails"}
+    conditional = {"red_team_tails", "transparency"}
     for name in set(paper.figures_read()) - conditional:
-        assert (paper.SOURCE / "figures" / f"{name}.svg").is_file(), name
+        assert (paper.SOURCE / "figures" / f"{name}.pdf").is_file(), name
 
 
 def test_every_result_is_listed_and_written_by_a_notebook():

@@ -1,0 +1,45 @@
+"""Notebooks as reading: each says what it promises and shows, and where to go from there."""
+
+import json
+import re
+
+import pytest
+
+from daedalus import reproduce
+
+NOTEBOOKS = {path.stem: path for path in reproduce.notebooks()}
+TABLE = re.compile(r"^\|.*\|\n\|(?:\s*:?-+:?\s*\|)+\n(?:\|.*\|(?:\n|$))+", re.MULTILINE)
+
+
+def texts(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_begins_with_a_title_a_promise_and_what_it_shows(name):
+    cells = texts(NOTEBOOKS[name])
+    kind, first = cells[0]
+    assert kind == "markdown" and re.match(r"# \S", first), "no title"
+    quotes = re.findall(r"(?:^>.*\n?)+", first, re.MULTILINE)
+    assert len(quotes) == 1 and len(quotes[0].split()) >= 8, "no promise of one paragraph"
+    if name == "index":  # its table is that of the notebooks, at the end
+        first = next(text for kind, text in cells if kind == "markdown" and "\n|---" in text)
+    table = TABLE.search(first)
+    assert table and len(table[0].splitlines()) >= 3, "no table of what it exports or shows"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_ends_with_what_to_read_next(name):
+    kind, last = texts(NOTEBOOKS[name])[-1]
+    assert kind == "markdown", "the last cell is no text"
+    named = set(re.findall(r"\b\d\d_\w+\b|\bindex\b", last))
+    assert named - {name}, "no other notebook is named at the end"
+    assert named <= set(NOTEBOOKS), "a notebook that is not there"
+
+
+def test_links_between_notebooks_lead_somewhere():
+    links = [(name, link) for name, path in NOTEBOOKS.items() for kind, text in texts(path) if kind == "markdown"
+             for link in re.findall(r"\]\((?:\.\./nbs/)?([\w]+)\.ipynb\)", text)]
+    assert len(links) > 100
+    assert [pair for pair in links if pair[1] not in NOTEBOOKS] == []
