@@ -154,13 +154,12 @@ def rejection_rows(
     teacher: Teacher,
     settings: RftSettings,
     seed: int,
-    draw: Draw = draw_training_population,  # of populations, as `states.draw_populations` takes it
 ) -> Lesson:
     """Replies to imitate, from the states that model, teacher and chance cause."""
     rng, texts = np.random.default_rng([seed, 2]), [mechanism.to_text() for mechanism in teacher.library]
     player = LanguageDesigner(model.eval(), tokenizer, constrained=False)
     pupil, rows, kept, best = _Pupil(player, teacher, settings.guided, rng), [], [], []
-    people = draw_populations(settings.populations, rng, draw)
+    people = draw_populations(settings.populations, rng)
     steps = visits(pupil, people, seed, settings.published_share, settings.detour)
     for visit in tqdm(steps, "valuing replies", leave=False, disable=None):
         values = teacher.values(visit.observations)
