@@ -921,6 +921,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'daedalus.train.save_policy': ('train.html#save_policy', 'daedalus/train.py'),
                                 'daedalus.train.stage_name': ('train.html#stage_name', 'daedalus/train.py'),
                                 'daedalus.train.train': ('train.html#train', 'daedalus/train.py'),
+                                'daedalus.train.train_further': ('train.html#train_further', 'daedalus/train.py'),
                                 'daedalus.train.validation': ('train.html#validation', 'daedalus/train.py')},
             'daedalus.variants': { 'daedalus.variants.AblationPlan': ('variants.html#ablationplan', 'daedalus/variants.py'),
                                    'daedalus.variants.AblationPlan.profiles': ( 'variants.html#ablationplan.profiles',

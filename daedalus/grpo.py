@@ -17,10 +17,11 @@ from pydantic import Field
 
 from .bidders import Population
 from .designers import ContextualDesigner
-from .env import curriculum
+from .env import curriculum, draw_training_population
 from .language import LanguageDesigner, Reply, messages, sample_replies
 from .market import ROUNDS, WARM_UP
 from .schema import DEFAULT_MECHANISM, Number, Record, amount, whole
+from .search import Draw
 from .sft import progress_bar, shared_logprobs
 from .states import draw_populations, outlook, restore, snapshot, visits
 
@@ -128,11 +129,12 @@ def training_populations(
     count: int,
     progress: float,  # share of the training that is done, 0 to 1
     rng: np.random.Generator,
+    draw: Draw = draw_training_population,  # draws what is not a stage, where populations are not a curriculum
 ) -> list[Population]:
     """Who is played against."""
     if settings.populations == "curriculum":
         return [Population.stage(curriculum(progress))] * count
-    return draw_populations(count, rng)
+    return draw_populations(count, rng, draw)
 
 # %% ../nbs/10_grpo.ipynb #prompt-rows
 def prompt_rows(
@@ -140,11 +142,12 @@ def prompt_rows(
     settings: GrpoSettings,
     seed: int,
     progress: float = 0.0,  # share of the training that is done, 0 to 1
+    draw: Draw = draw_training_population,  # of populations, as `training_populations` takes it
 ) -> list[dict]:  # prompt, state, luck: one for each prompt of the phase, in the order in which they are used
     """The data set of one phase."""
     needed = settings.steps * settings.batch_size * settings.accumulation // settings.generations
     rng, count = np.random.default_rng([seed, 3]), max(2, -(-needed // 10))
-    people = training_populations(settings, count, progress, rng)
+    people = training_populations(settings, count, progress, rng, draw)
     rows = [{"prompt": messages(observation), "state": snapshot(visit.episodes, at)}
             for visit in visits(designer, people, seed, settings.published_share)
             for at, observation in enumerate(visit.observations)]
@@ -274,6 +277,7 @@ def reinforce(
     folder: str,  # where TRL may write
     progress: float = 0.0,  # share of the training that is done, 0 to 1
     then: ContextualDesigner | None = None,  # who plays on after a reply's first step; None: it is held
+    draw: Draw = draw_training_population,  # of populations, as `training_populations` takes it
 ) -> Phase:
     """Train a model by GRPO in the states that it causes."""
     import torch
@@ -282,7 +286,7 @@ def reinforce(
     from trl import GRPOTrainer
 
     start = time.perf_counter()
-    rows = prompt_rows(LanguageDesigner(model.eval(), tokenizer, constrained=False), settings, seed, progress)
+    rows = prompt_rows(LanguageDesigner(model.eval(), tokenizer, constrained=False), settings, seed, progress, draw)
     rewards, seconds = MarketRewards(settings.horizon, settings.futures, then), {"states": time.perf_counter() - start}
     adapters_on_a_card = hasattr(model, "peft_config") and torch.cuda.is_available()
     kind = GRPOTrainer if adapters_on_a_card else shared_prompt_trainer()

@@ -154,7 +154,9 @@ def paper_tables() -> dict[str, "pd.DataFrame"]:
     if "generalisation" in there:
         found = committed("generalisation")
         tables["generalisation"] = found["bidders"]["paired"] + found["markets"]["paired"]
-    if "red_team" in there: tables["red_team"] = committed("red_team")["tails"]
+    if "red_team" in there:
+        found = committed("red_team")
+        tables["red_team"], tables["red_team_training"] = found["tails"], found["adversarial"]["gains"]
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
 
 # %% ../nbs/40_paper.ipynb #write-tables

@@ -17,6 +17,7 @@ from .designers import ContextualDesigner, Designer
 from .env import Episodes, draw_training_population, observe, open_episodes, play_step
 from .market import SCORES
 from .schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism, Observation
+from .search import Draw
 
 # %% ../nbs/09_states.ipynb #draw-populations
 STAGE_SHARE = 0.25  # of the training populations; the others come from the open distribution
@@ -25,10 +26,11 @@ STAGE_SHARE = 0.25  # of the training populations; the others come from the open
 def draw_populations(
     count: int,  # how many, at least 1
     rng: np.random.Generator,
+    draw: Draw = draw_training_population,  # draws what is not a stage
 ) -> list[Population]:
     """Populations to train on: published stages and draws of the open distribution, none of the held-out ones."""
     def one():
-        return Population.stage(int(rng.integers(5))) if rng.random() < STAGE_SHARE else draw_training_population(rng)
+        return Population.stage(int(rng.integers(5))) if rng.random() < STAGE_SHARE else draw(rng)
 
     return [one() for _ in range(count)]
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Phase', 'RUNNERS', 'SHIPPED', 'SftPhase', 'RftPhase', 'GrpoPhase', 'Profile', 'profiles', 'profile', 'save_policy',
            'restore_policy', 'Place', 'phase_folders', 'run_phases', 'borrow_phases', 'AsPublished', 'AskedOnce',
-           'held_out_rewards', 'validation', 'history_table', 'stage_name', 'one_thread', 'train', 'report_rows']
+           'held_out_rewards', 'validation', 'history_table', 'stage_name', 'one_thread', 'train', 'report_rows',
+           'train_further']
 
 # %% ../nbs/10_train.ipynb #imports
 import json
@@ -25,14 +26,15 @@ from tqdm import tqdm
 
 from .bidders import Population
 from .designers import Designer, play
-from .env import SUITES, suite
+from .env import SUITES, draw_training_population, suite
 from .grpo import GrpoSettings, reinforce
+from .grpo import Phase as GrpoRun
 from .language import LanguageDesigner
 from .policy import PolicySettings, load_model, load_policy, with_adapters
 from .results import data_dir, provenance, short_hash, write_text
 from .rft import RftSettings, Teacher, rejection_rows
 from .schema import Mechanism, Observation, Record, amount, whole
-from .search import try_library
+from .search import Draw, try_library
 from .sft import FineTuneSettings, design_pairs, fine_tune
 from .states import draw_populations
 
@@ -557,3 +559,17 @@ def _export(
     model, tokenizer = restore_policy(chosen.policy, seed, folder)
     card = model_card("DAEDALUS designer", chosen.policy, report_rows(reports), output.name)
     export(merge(model, chosen.policy), tokenizer, output, card)
+
+# %% ../nbs/10_train.ipynb #train-further
+def train_further(
+    settings: GrpoSettings,
+    seed: int = 0,
+    draw: Draw = draw_training_population,  # of populations, as `grpo.training_populations` takes it
+    designer: str | Path | None = None,  # folder of a saved designer; None: the one that comes along
+) -> tuple[LanguageDesigner, GrpoRun]:
+    """A designer after one more phase of GRPO, and how the phase went: same designer and arguments, same bits."""
+    with one_thread(), tempfile.TemporaryDirectory() as folder:
+        trained = LanguageDesigner.load(designer)
+        run = reinforce(trained.model, trained.tokenizer, settings, seed, folder, draw=draw)
+    trained.model.eval()
+    return trained, run

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 from datasets import Dataset
 from trl import GRPOTrainer
 
+from daedalus.bidders import Population
 from daedalus.env import suite
 from daedalus.grpo import (
     REWARDS, GrpoSettings, MarketRewards, prompt_rows, reinforce, shared_logprobs, shared_prompt_trainer,
@@ -75,6 +76,17 @@ def test_the_curriculum_goes_from_truthful_bidders_to_all_adversaries():
     settings = GrpoSettings(populations="curriculum")
     met = [training_populations(settings, 1, p, np.random.default_rng(0))[0] for p in (0, 0.3, 0.5, 0.7, 1)]
     assert met == suite("stages")
+
+
+def test_populations_are_drawn_as_asked(folder):
+    people, crowded = Population(exploiter=16, n_items=4), GrpoSettings(steps=5, batch_size=64, generations=8)
+    met = training_populations(crowded, 400, 0.0, np.random.default_rng(0), lambda rng: people)
+    assert set(met) == {people, *suite("stages")} and met.count(people) == pytest.approx(300, abs=35)
+    staged = crowded.replace(populations="curriculum")
+    assert people not in training_populations(staged, 5, 0.5, np.random.default_rng(0), lambda rng: people)
+    rows = prompt_rows(LanguageDesigner(*load_model(folder), constrained=False), crowded, 0, draw=lambda rng: people)
+    bidders = [restore(row["state"]).market.traits[0, 0] for row in rows]
+    assert 0.4 < np.mean(np.array(bidders) == 16) < 1 and len(rows) == 40
 
 
 def padded(tokenizer, rows, replies):

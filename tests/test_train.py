@@ -15,12 +15,15 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from daedalus.bidders import Population
 from daedalus.env import SUITES
+from daedalus.grpo import GrpoSettings
+from daedalus.language import LanguageDesigner
 from daedalus.results import data_dir
 from daedalus.schema import Mechanism
 from daedalus.train import (
     SHIPPED, AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train,
-    validation)
+    train_further, validation)
 
 
 @pytest.mark.parametrize("name", profiles())
@@ -147,6 +150,21 @@ def test_validation_is_paired_between_designers_and_meets_no_held_out_population
     assert met[0] == met[1] and not set(met[0][0]) & set(suite("open"))
     table = play(FixedDesigner(DEFAULT_MECHANISM), *met[0]).groupby("index")["reward"].mean()
     assert default == {"mean": table.mean(), "error": table.sem()} and default != greedy
+
+
+def test_training_further_repeats_to_the_bit_and_leaves_the_saved_designer_as_it_was():
+    settings = GrpoSettings(steps=1, batch_size=32, generations=8, warm_up=0, averaging=0.0, published_share=0.0)
+    saved, threads = weights(data_dir() / "designer"), torch.get_num_threads()
+
+    def flat(designer):
+        return torch.cat([p.detach().flatten() for p in designer.model.parameters()])
+
+    (first, told), (again, told_again) = (train_further(settings, 3) for _ in range(2))
+    other, _ = train_further(settings, 3, lambda rng: Population(exploiter=16, n_items=4))
+    assert torch.equal(flat(first), flat(again)) and told.history == told_again.history and len(told.history) == 1
+    assert not torch.equal(flat(first), flat(LanguageDesigner.load())) and not torch.equal(flat(first), flat(other))
+    assert not first.model.training and first.constrained
+    assert weights(data_dir() / "designer") == saved and torch.get_num_threads() == threads
 
 
 def test_as_published_hides_what_is_not_published():
