@@ -499,7 +499,7 @@ def in_order(
     def rank(path):
         stage = 2 if late(path.stem) else 1 if path.stem in timed else 0
         place = long.index(path.stem) if path.stem in long else len(long)
-        return stage, bool(needs[path.stem]), place, path.stem
+        return stage, place, path.stem
 
     return sorted(paths, key=rank)
 
@@ -750,7 +750,8 @@ def reproduce(
     room, jobs = Room(), jobs or default_jobs()
     config = {**DOIT_CONFIG, "reporter": _report()}
     loader = ModuleTaskLoader({"task_notebook": lambda: tasks(profile, room), "DOIT_CONFIG": config})
-    chosen = ["--single", f"notebook:{only}"] if only else ["notebook"]
+    # One by one, so that a notebook which waited for another goes on as soon as that is done, before those not begun.
+    chosen = ["--single", f"notebook:{only}"] if only else [f"notebook:{path.stem}" for path in in_order(notebooks())]
     many = ["--process", str(jobs), "--parallel-type", "thread"] if jobs > 1 and not only else []
     try:
         code = DoitMain(loader).run(["run", "--continue", *many, *(["--always-execute"] if force else []), *chosen])
