@@ -86,7 +86,7 @@ def test_populations_are_drawn_as_asked(folder):
     assert people not in training_populations(staged, 5, 0.5, np.random.default_rng(0), lambda rng: people)
     rows = prompt_rows(LanguageDesigner(*load_model(folder), constrained=False), crowded, 0, draw=lambda rng: people)
     bidders = [restore(row["state"]).market.traits[0, 0] for row in rows]
-    assert 0.4 < np.mean(np.array(bidders) == 16) < 1 and len(rows) == 40
+    assert np.mean(np.array(bidders) == 16) > 0.4 and len(rows) == 40
 
 
 def padded(tokenizer, rows, replies):
