@@ -134,8 +134,6 @@ def holds(
     beside: Any = None,  # what the committed value stands in, for "inside"
 ) -> bool:
     """Whether a recomputed value is the committed one, by a tolerance; ValueError for an unknown tolerance."""
-    if tolerance == "any":
-        return _is_number(before) == _is_number(now)
     if tolerance == "exact" or not (_is_number(before) and _is_number(now)):
         return before == now
     if _is_number(tolerance):
@@ -145,6 +143,8 @@ def holds(
         return beside[bound[0]] <= now <= beside[bound[1]]
     if rule == "above":
         return now > bound
+    if rule == "times":
+        return min(before / bound, before * bound) <= now <= max(before / bound, before * bound)
     raise ValueError(f"tolerance {tolerance!r} is unknown")
 
 
