@@ -430,6 +430,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'daedalus.market.new_market': ('market.html#new_market', 'daedalus/market.py'),
                                  'daedalus.market.open_market': ('market.html#open_market', 'daedalus/market.py'),
                                  'daedalus.market.outcomes_of': ('market.html#outcomes_of', 'daedalus/market.py'),
+                                 'daedalus.market.pairs_together': ('market.html#pairs_together', 'daedalus/market.py'),
                                  'daedalus.market.participation': ('market.html#participation', 'daedalus/market.py'),
                                  'daedalus.market.pay_shill': ('market.html#pay_shill', 'daedalus/market.py'),
                                  'daedalus.market.play': ('market.html#play', 'daedalus/market.py'),

@@ -62,9 +62,10 @@ def _example(
     n: int,  # from 0
     outcomes: int,  # how many are shown
 ) -> Observation:
-    """An observation whose numbers all follow from `n`: over 31 of them every leading digit comes up."""
+    """An observation whose numbers all follow from `n`: over 81 of them every leading digit comes up."""
     score = min(n / 10, 1.0)
-    signals = dict.fromkeys(SIGNALS, min(n / 10, 1.9)) | {"bidders": 1.0 + n % 12, "units": 1.0 + n % 3}
+    signals = dict.fromkeys(SIGNALS, min(n / 10, 1.9)) | {
+        "bidders": 1.0 + n % 12, "units": 1.0 + n % 3, "suppression": n / 10}
     mechanism = {name: min(n / 10, domain) if isinstance(domain, float) else domain[n % len(domain)]
                  for name, domain in DOMAIN.items()}
     row = RecentOutcome(welfare=score, fairness=score, participation=score)
@@ -74,7 +75,7 @@ def _example(
 
 def _corpus() -> Iterator[str]:
     """Prompts of every kind and replies that hold every piece."""
-    for n in range(31):
+    for n in range(81):
         for outcomes in range(4):
             full = _example(n, outcomes)
             kinds = full, full.replace(mechanism=None), full.replace(signals=None), full.published()

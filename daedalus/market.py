@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'VALUES', 'ENTRY', 'CHOICE', 'MEETING', 'REMORSE', 'RESALE', 'COLLUSION_AUDIT',
-           'SHILL_AUDIT', 'SCORES', 'SIGNALS', 'HIDDEN', 'METRICS', 'OUTLOOK', 'PRICE', 'TRUST', 'GAIN', 'REVENUE',
-           'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM', 'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM',
-           'ENTRIES', 'TIE_BREAK', 'CHUNK', 'MarketState', 'new_market', 'Market', 'read_market', 'Floor', 'make_floor',
-           'enter_floor', 'enter', 'choose', 'ring_meets', 'ring_leaders', 'lifted', 'draw_bids', 'list_bids',
-           'unit_value', 'sell_again', 'trade', 'pay_shill', 'best_welfare', 'ring_saving', 'look_back',
-           'trade_session', 'audit', 'learn_arms', 'learn_beliefs', 'participation', 'mean_shading', 'write_scores',
-           'session', 'play', 'advance', 'Outcomes', 'outcomes_of', 'step', 'open_market', 'simulate']
+           'SHILL_AUDIT', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'OUTLOOK', 'PRICE', 'TRUST', 'GAIN',
+           'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM', 'BID_SQUARES', 'TOP_SUM',
+           'NEXT_SUM', 'BID_COUNT_SQUARES', 'ENTRIES', 'TIE_BREAK', 'CHUNK', 'MarketState', 'new_market', 'Market',
+           'read_market', 'Floor', 'make_floor', 'enter_floor', 'enter', 'choose', 'ring_meets', 'ring_leaders',
+           'lifted', 'draw_bids', 'list_bids', 'unit_value', 'sell_again', 'trade', 'pay_shill', 'best_welfare',
+           'ring_saving', 'look_back', 'trade_session', 'audit', 'learn_arms', 'learn_beliefs', 'participation',
+           'mean_shading', 'pairs_together', 'write_scores', 'session', 'play', 'advance', 'Outcomes', 'outcomes_of',
+           'step', 'open_market', 'simulate']
 
 # %% ../nbs/04_market.ipynb #imports
 import math
@@ -40,9 +41,10 @@ VALUES, ENTRY, CHOICE, MEETING, REMORSE, RESALE, COLLUSION_AUDIT, SHILL_AUDIT = 
 
 # %% ../nbs/04_market.ipynb #score-names
 SCORES = ("welfare", "fairness", "participation", "stability", "reward", "revenue")
-SIGNALS = ("bidders", "units", "price", "dispersion", "gap", "silence", "returns", "unsold")
+SIGNALS = ("bidders", "units", "price", "dispersion", "gap", "silence", "returns", "unsold", "suppression")
 HIDDEN = ("shading", "trust")
-METRICS = SCORES + SIGNALS[2:] + HIDDEN   # the columns that a session writes
+PAIRS = ("pairs", "pairs_variance")   # what a session adds to a step's suppression
+METRICS = SCORES + SIGNALS[2:-1] + HIDDEN + PAIRS   # the columns that a session writes
 
 # %% ../nbs/04_market.ipynb #state
 OUTLOOK, PRICE, TRUST, GAIN = range(4)   # columns of `belief`
@@ -165,7 +167,7 @@ def read_market(
                   members, learners, LOTS * surplus, rules.withdrawal_penalty * n * surplus)
 
 # %% ../nbs/04_market.ipynb #floor
-REVENUE, PRICE_SUM, SOLD, RETURNED, RING_GAIN, BIDS, BID_SUM, BID_SQUARES, TOP_SUM, NEXT_SUM, ENTRIES = range(11)  # of `tally`
+REVENUE, PRICE_SUM, SOLD, RETURNED, RING_GAIN, BIDS, BID_SUM, BID_SQUARES, TOP_SUM, NEXT_SUM, BID_COUNT_SQUARES, ENTRIES = range(12)  # of `tally`
 
 
 class Floor(NamedTuple):
@@ -184,7 +186,7 @@ class Floor(NamedTuple):
     arm: np.ndarray         # int [n]: arm played
     present: np.ndarray     # int [n]: 1 if it entered
     active: np.ndarray      # int [n]: lots in which it was free to bid for itself
-    valid: np.ndarray       # int [n]: 1 if it placed a valid bid
+    valid: np.ndarray       # int [n]: lots in which it placed a valid bid
     chances: np.ndarray     # float [n, MOVES]: with what chance each arm was drawn
     credit: np.ndarray      # float [n, MOVES]: what each arm would have earned
     history: np.ndarray     # float [rounds]: welfare since the mechanism was posted
@@ -330,7 +332,7 @@ def list_bids(
         bid = floor.bid[i]
         if bid <= 0 or bid < rules.reserve: continue
         count, total, squares = count + 1, total + bid, squares + bid * bid
-        floor.valid[i] = 1
+        floor.valid[i] += 1
         if bid > lowest:
             insert_bid(floor.top, floor.who, bid, i)
             lowest = floor.top[floor.top.size - 1]
@@ -338,6 +340,7 @@ def list_bids(
         for i in range(market.n):
             if floor.bid2[i] > 0 and floor.bid2[i] >= rules.reserve: insert_bid(floor.top, floor.who, floor.bid2[i], i)
     floor.tally[BIDS] += count
+    floor.tally[BID_COUNT_SQUARES] += count * count
     floor.tally[BID_SUM] += total
     floor.tally[BID_SQUARES] += squares
     if count > 1:
@@ -554,6 +557,19 @@ def mean_shading(
         if floor.kind[i] != TRUTHFUL and floor.present[i] and floor.arm[i] < ARMS: total, count = total + shade(floor.arm[i]), count + 1
     return total / count if count > 0 else 1.0
 
+# %% ../nbs/04_market.ipynb #pairs
+@compiled
+def pairs_together(
+    market, floor,
+):
+    "Pairs of bidders that met on a lot, beyond what independent bidding gives on average; and the variance of that."
+    own, squares = 0.0, 0.0
+    for i in range(market.n):
+        spread = floor.valid[i] * (LOTS - floor.valid[i]) / LOTS
+        own, squares = own + spread, squares + spread * spread
+    together = floor.tally[BID_COUNT_SQUARES] - floor.tally[BIDS] * floor.tally[BIDS] / LOTS
+    return (together - own) / 2, (own * own - squares) / (2 * (LOTS - 1))
+
 # %% ../nbs/04_market.ipynb #write-scores
 @compiled
 def write_scores(
@@ -576,6 +592,7 @@ def write_scores(
     out[10] = tally[RETURNED] / max(1.0, tally[SOLD])
     out[11] = 1 - tally[SOLD] / (LOTS * market.items)
     out[12], out[13] = mean_shading(market, floor), floor.belief[TRUST]
+    out[14], out[15] = pairs_together(market, floor)
 
 # %% ../nbs/04_market.ipynb #session
 @compiled
@@ -652,10 +669,13 @@ def outcomes_of(
     state: MarketState,
     scores: np.ndarray, # [batch, rounds, METRICS], as `advance` returned them
 ) -> Outcomes:          # arrays [batch]
-    "The mean over the last SCORED rounds, by name."
+    "The mean over the last SCORED rounds, by name; suppression is pooled over all rounds."
     mean = scores[:, -SCORED:].mean(1)
-    known, split = len(SCORES), len(METRICS) - len(HIDDEN)
-    return Outcomes(*mean[:, :known].T, np.concatenate([state.traits[:, :2], mean[:, known:split]], 1), mean[:, split:])
+    seen, hidden, pairs = len(SCORES), METRICS.index(HIDDEN[0]), METRICS.index(PAIRS[0])
+    excess, variance = scores[..., pairs:].sum(1).T
+    suppression = np.maximum(0.0, -excess / np.sqrt(np.where(variance > 0, variance, np.inf)))
+    signals = np.concatenate([state.traits[:, :2], mean[:, seen:hidden], suppression[:, None]], 1)
+    return Outcomes(*mean[:, :seen].T, signals, mean[:, hidden:pairs])
 
 
 def step(

@@ -12,10 +12,12 @@ from hypothesis import given, settings, strategies as st
 from daedalus import market
 from daedalus.auction import clear
 from daedalus.bidders import BEHAVIOUR, KINDS, MAX_BIDDERS, MOVES, Population, PopulationError, read_rules
-from daedalus.market import LOTS, METRICS, SCORES, SIGNALS, MarketState, advance, new_market, open_market, simulate, step
+from daedalus.market import LOTS, METRICS, ROUNDS, SCORES, SIGNALS, MarketState, advance, new_market, open_market, simulate, step
 from daedalus.noise import fill_uniforms
 from daedalus.rewards import fairness, stability
 from daedalus.schema import AUCTION_TYPES, DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism
+from daedalus.screens import suppression
+from daedalus.watch import watch
 
 mechanisms = st.builds(Mechanism, **{name: st.floats(0, domain) if isinstance(domain, float) else st.sampled_from(domain)
                                      for name, domain in DOMAIN.items()})
@@ -211,6 +213,38 @@ def test_participation_is_a_share_whatever_the_number_of_bidders(kind, bidders):
     scores = advance(new_market(Population(**{kind: bidders}), 0), Mechanism(reserve_price=0.0), 1)[0, 0]
     assert 0 <= scores[SCORES.index("participation")] <= 1
     assert kind != "truthful" or scores[SCORES.index("participation")] == pytest.approx(1, abs=1e-14)
+
+
+# Bid suppression
+
+@settings(max_examples=150)
+@given(mechanisms, populations(), st.integers(0, 2**32), st.integers(1, 3))
+def test_suppression_is_the_screen_of_who_bid_where_in_the_whole_step(rules, who, seed, steps):
+    state, _ = open_market(who, seed)
+    for _ in range(steps - 1): advance(state, rules)
+    bids = np.array([watch(state, rules, rounds=at + 1).bid for at in range(ROUNDS)])
+    screened = suppression((bids > 0) & (bids >= rules.reserve_price))
+    expected = 0.0 if np.isnan(screened) else max(0.0, -screened)
+    assert step(state, rules).signals[0, -1] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_silent_ring_of_two_by_hand():
+    # The ring meets in all five sessions: with b bids of one member and 16 - b of the other the pair is never seen
+    # together, against v = b (16 - b) / 16 times on average, with variance v^2 / 15.
+    rules = Mechanism(reserve_price=0.0, coalition_policy="allow", reveal_competing_bids=True, reveal_winner_identity=True)
+    state, _ = open_market(Population(colluder=2), range(200))
+    for _ in range(4): advance(state, rules)
+    leader = np.array([[watch(state, rules, at, r + 1).leader for r in range(ROUNDS)] for at in range(200)])
+    met = (leader >= 0).all((1, 2))
+    b = (leader[met] == 0).sum(-1)
+    v = b * (16 - b) / 16
+    assert met.all()
+    assert step(state, rules).signals[met, -1] == pytest.approx(v.sum(1) / np.sqrt((v ** 2).sum(1) / 15))
+
+
+def test_truthful_bidders_above_a_low_reserve_leave_nothing_to_suspect():
+    out = simulate(Mechanism(reserve_price=0.0), Population(truthful=6), range(20), steps=2)
+    assert (out.signals[..., -1] == 0).all()
 
 
 # Markets in which nothing happens

@@ -129,12 +129,11 @@ def test_the_teacher_has_its_place_in_the_record(uninterrupted):
     assert {len(told[f"{name}, {seen}"]["rewards"]) for name in SUITES for seen in ("signals", "published")} == {5}
 
 
-def test_the_shipped_designer_validated_as_well_as_the_best_and_is_of_its_training():
+def test_the_shipped_designer_is_of_the_training_that_validated_best():
     records = [json.loads(file.read_text(encoding="utf-8")) for file in (data_dir() / "training").glob("small-[0-9]*.json")]
     assert len(records) == 3 and len({json.dumps(record["provenance"]["parameters"]["profile"]) for record in records}) == 1
-    valued = {record["seed"]: record["validation"][record["shipped"]] for record in records}
-    assert max(told["mean"] for told in valued.values()) - valued[SHIPPED]["mean"] < valued[SHIPPED]["error"]
-    shipped = next(record for record in records if record["seed"] == SHIPPED)
+    shipped = max(records, key=lambda record: record["validation"][record["shipped"]]["mean"])
+    assert shipped["seed"] == SHIPPED
     told = json.loads((data_dir() / "designer" / "training_history.json").read_text())
     assert told == [[phase["kind"], phase["history"]] for phase in shipped["phases"]]
 
