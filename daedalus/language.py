@@ -252,7 +252,7 @@ def _write(
     return written.cpu().unflatten(0, shape[:2])
 
 # %% ../nbs/08_language.ipynb #samples
-ROWS = 256  # replies that are written at once
+ROWS = {"cpu": 256, "cuda": 1024}  # replies that are written at once, by device
 
 LONGEST_REPLY = Mechanism(**{
     name: domain if isinstance(domain, float) else max(domain, key=lambda choice: len(str(choice)))
@@ -287,7 +287,7 @@ def _write_all(
 
     if not temperature >= 0:
         raise ValueError(f"temperature must be a number of at least 0, not {temperature!r}")
-    size = max(1, ROWS // uniforms.shape[1])
+    size = max(1, ROWS.get(model.device.type, ROWS["cpu"]) // uniforms.shape[1])
     with torch.no_grad():
         parts = [_write(model, tokenizer, prompts[at:at + size], uniforms[at:at + size], temperature, constraint)
                  for at in range(0, len(prompts), size)]

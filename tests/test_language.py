@@ -202,7 +202,7 @@ def test_groups_and_batches_change_nothing(any_model, observations, monkeypatch)
     model, tokenizer = any_model
     prompts = prompts_of(tokenizer, observations[:12])
     together = sample_replies(model, tokenizer, prompts, 3, 1.0, 10, generator(2))
-    monkeypatch.setattr(language, "ROWS", 7)
+    monkeypatch.setitem(language.ROWS, "cpu", 7)
     apart = sample_replies(model, tokenizer, prompts, 3, 1.0, 10, generator(2))
     assert torch.equal(together.tokens, apart.tokens) and together.texts == apart.texts
     assert len(together.texts) == 12 and {len(texts) for texts in together.texts} == {3}
