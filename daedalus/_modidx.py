@@ -600,6 +600,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'daedalus.reproduce.Room.add': ('reproduce.html#room.add', 'daedalus/reproduce.py'),
                                     'daedalus.reproduce.Room.close': ('reproduce.html#room.close', 'daedalus/reproduce.py'),
                                     'daedalus.reproduce.Room.place': ('reproduce.html#room.place', 'daedalus/reproduce.py'),
+                                    'daedalus.reproduce._chosen': ('reproduce.html#_chosen', 'daedalus/reproduce.py'),
                                     'daedalus.reproduce._code': ('reproduce.html#_code', 'daedalus/reproduce.py'),
                                     'daedalus.reproduce._data_files': ('reproduce.html#_data_files', 'daedalus/reproduce.py'),
                                     'daedalus.reproduce._environment': ('reproduce.html#_environment', 'daedalus/reproduce.py'),

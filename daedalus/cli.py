@@ -350,7 +350,7 @@ def _verify(
 @says_what_is_wrong
 def reproduce(
     profile: Annotated[str, typer.Option(help="smoke: small, for tests. paper: full size, as committed.")] = "smoke",
-    only: Annotated[str | None, typer.Option(help="Notebook, such as 20_theory; with --verify also a claim.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Notebook, such as 20_theory; may repeat. Or a claim.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say which would run, and run none.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run even where nothing changed.")] = False,
     keep_outputs: Annotated[bool, typer.Option("--keep-outputs", help="Copy outputs to nbs/ and README.")] = False,
@@ -368,8 +368,11 @@ def reproduce(
 
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, not {jobs}")
-    if show and only is None:
-        raise ValueError("--show needs --only NAME")
+    only = only or []
+    if show and len(only) != 1:
+        raise ValueError("--show needs --only NAME, once")
+    if verify and len(only) > 1:
+        raise ValueError("--verify takes --only once: verify one after the other, or all")
     if verify and (show or keep_outputs):
         raise ValueError("--verify leaves the notebooks alone: do without --show and --keep-outputs")
     if trace is not None:
@@ -378,7 +381,7 @@ def reproduce(
         typer.echo("\n".join(lines(trace)))
         return 0
     if verify:
-        return _verify(profile, only, list_, force, jobs)
+        return _verify(profile, only[0] if only else None, list_, force, jobs)
     if list_:
         for line in runner.listing(profile):
             typer.echo(line)
@@ -389,7 +392,7 @@ def reproduce(
         typer.echo(f"daedalus: {error}", err=True)
         return 1
     if show and code == 0:
-        typer.echo(runner.printed(runner.built(runner.NOTEBOOKS / f"{only}.ipynb", profile)))
+        typer.echo(runner.printed(runner.built(runner.NOTEBOOKS / f"{only[0]}.ipynb", profile)))
     return code
 
 # %% ../nbs/14_cli.ipynb #serve

@@ -507,20 +507,30 @@ def in_order(
 def tasks(
     profile: str = "smoke",  # "smoke" or "paper"
     room: Room | None = None,  # where they run
+    only: Sequence[str] = (),  # names of notebooks, which then wait for no others; none: all
 ) -> Iterator[dict[str, Any]]:
     """One doit task for each notebook, in the order in which they should begin."""
     changes, room = profile_params(profile), room or Room()
-    for path in in_order(notebooks()):
+    paths = _chosen(only)
+    names = {path.stem for path in paths}
+    for path in paths:
         run = [path, changes[path.stem], profile]
         yield {
             "name": path.stem,
             "doc": _title(path),
             "actions": [(_run, [*run, room])],
             "uptodate": [(lambda task, values, *run: is_current(*run), run)],
-            "task_dep": [f"notebook:{name}" for name in dependencies(path)],
+            "task_dep": [f"notebook:{name}" for name in dependencies(path) if name in names],
             "targets": [built(path, profile)],
             "io": {"capture": False},
         }
+
+
+def _chosen(
+    only: Sequence[str],  # names of notebooks; none: all
+) -> list[Path]:
+    """The notebooks that are meant, in the order in which they should begin."""
+    return [path for path in in_order(notebooks()) if not only or path.stem in only]
 
 
 def _run(
@@ -731,7 +741,7 @@ def side_by_side(
 
 def reproduce(
     profile: str = "smoke",  # "smoke": small, for tests; "paper": full size, writes the committed results
-    only: str | None = None,  # name of one notebook; default: all
+    only: Sequence[str] = (),  # names of notebooks; none: all
     force: bool = False,  # run even where nothing changed
     keep: bool = False,  # copy outputs into nbs/ and make README.md
     jobs: int | None = None,  # notebooks at a time, 1 or more; default: see `default_jobs`
@@ -744,23 +754,24 @@ def reproduce(
     from doit.doit_cmd import DoitMain
 
     names = list(profile_params(profile))
-    if only is not None and only not in names:
-        raise ValueError(f"notebook {only!r} is unknown: use one of {', '.join(names)}")
+    if unknown := [name for name in only if name not in names]:
+        raise ValueError(f"notebook {unknown[0]!r} is unknown: use one of {', '.join(names)}")
     BUILD.mkdir(exist_ok=True)
     room, jobs = Room(), jobs or default_jobs()
     config = {**DOIT_CONFIG, "reporter": _report()}
-    loader = ModuleTaskLoader({"task_notebook": lambda: tasks(profile, room), "DOIT_CONFIG": config})
+    loader = ModuleTaskLoader({"task_notebook": lambda: tasks(profile, room, only), "DOIT_CONFIG": config})
     # One by one, so that a notebook which waited for another goes on as soon as that is done, before those not begun.
-    chosen = ["--single", f"notebook:{only}"] if only else [f"notebook:{path.stem}" for path in in_order(notebooks())]
-    many = ["--process", str(jobs), "--parallel-type", "thread"] if jobs > 1 and not only else []
+    paths = _chosen(only)
+    many = ["--process", str(jobs), "--parallel-type", "thread"] if min(jobs, len(paths)) > 1 else []
+    always = ["--always-execute"] if force else []
     try:
-        code = DoitMain(loader).run(["run", "--continue", *many, *(["--always-execute"] if force else []), *chosen])
+        code = DoitMain(loader).run(["run", "--continue", *many, *always, *(f"notebook:{path.stem}" for path in paths)])
     finally:
         room.close()
         _tell_seconds(room, profile)
     if keep and code == 0:
-        for path in notebooks():
-            if only in (None, path.stem) and built(path, profile).exists():
+        for path in paths:
+            if built(path, profile).exists():
                 keep_outputs(path, built(path, profile))
         make_readme()
     return min(code, 1)

@@ -328,9 +328,16 @@ def test_a_failure_stops_only_what_depends_on_it_and_a_rerun_resumes(project, tm
 def test_one_notebook_runs_alone(project, capfd):
     _, reader, _ = project(2)
     results.write_text(reproduce.BUILD / "results" / "smoke" / "best.json", '{"value": 7}')
-    assert reproduce.reproduce("smoke", only="31_reader") == 0
+    assert reproduce.reproduce("smoke", only=["31_reader"]) == 0
     assert "1 ran, 0 were current" in capfd.readouterr().out
     assert reproduce.printed(reproduce.built(reader, "smoke")) == "best: 7"
+
+
+def test_some_notebooks_run_and_no_other(project, capfd):
+    writer, reader, apart = project(2)
+    assert reproduce.reproduce("smoke", only=["32_apart", "30_writer"]) == 0
+    assert "2 ran, 0 were current" in capfd.readouterr().out
+    assert [reproduce.built(path, "smoke").exists() for path in (writer, reader, apart)] == [True, False, True]
 
 
 def test_missing_public_data_is_a_skip_and_tried_again(write_notebook, project, monkeypatch, capfd):
@@ -572,7 +579,10 @@ def test_the_readme_is_the_front_page(write_notebook, tmp_path):
         ("search --budget 0", "--budget must be 1 or more, not 0"),
         ("reproduce --profile huge", "profile 'huge' is unknown: use one of smoke, paper"),
         ("reproduce --only 99_missing", "notebook '99_missing' is unknown"),
+        ("reproduce --only 20_theory --only 99_missing", "notebook '99_missing' is unknown"),
         ("reproduce --show", "--show needs --only NAME"),
+        ("reproduce --show --only 20_theory --only 21_properties", "--show needs --only NAME, once"),
+        ("reproduce --verify --only random-mean --only random-iqr", "--verify takes --only once"),
         ("reproduce --jobs 0", "--jobs must be 1 or more, not 0"),
     ],
 )
