@@ -130,6 +130,14 @@ def test_table():
     assert set(SUSPICIOUS) == set(SCREENS)
 
 
+def test_tenders_that_look_alike_tie_whatever_their_prices():
+    """Even bids are not skewed; the last digits of 0.1 and 1/3 must not rank one such tender above another."""
+    bids = np.concatenate([level * np.array([1.0, 1.1, 1.2]) for level in (0.1, 1 / 3, 7.0, 1234.5, 8.9e7)])
+    table = screen_tenders(bids, np.repeat(np.arange(5), 3))
+    assert (table["skewness"] == 0).all() and table["relative distance"].nunique() == 1
+    assert any(skewness(tender) != 0 for tender in bids.reshape(5, 3))
+
+
 def test_table_refuses_lists_that_do_not_fit():
     with pytest.raises(ValueError, match="one length"):
         screen_tenders([1, 2, 3], [1, 1])
