@@ -250,6 +250,7 @@ class Room:
 def _kernel_class(
     environment: Mapping[str, str],  # of the kernel
     folder: str,  # of its own: for its sockets
+    beside: Path,  # folder in which it works
     room: Room,
 ) -> type:
     """The class of the kernel manager for one notebook."""
@@ -265,7 +266,7 @@ def _kernel_class(
             super().__init__(**options)
 
         async def start_kernel(self, **options):
-            await super().start_kernel(env=dict(environment), **options)
+            await super().start_kernel(**options, env=dict(environment), cwd=str(beside))
             room.add(self)
 
     return Kernel
@@ -314,11 +315,11 @@ def _execute(path, params, out, profile, room) -> Path:
     running, failed = out.with_suffix(".running.ipynb"), out.with_suffix(".failed.ipynb")
     failed.unlink(missing_ok=True)
     bar = sys.stderr.isatty() and threading.current_thread() is threading.main_thread()  # not of several at once
-    run = dict(kernel_name="python3", language="python", cwd=path.parent, progress_bar=bar,
+    run = dict(kernel_name="python3", language="python", progress_bar=bar,
                extra_arguments=["--log-level=CRITICAL"])  # of the kernel's chatter; what a cell warns of is still shown
     try:
         with tempfile.TemporaryDirectory(prefix="daedalus-") as folder:
-            kernel = _kernel_class(_environment(path, profile), folder, room)
+            kernel = _kernel_class(_environment(path, profile), folder, path.parent, room)
             papermill.execute_notebook(path, running, dict(params), kernel_manager_class=kernel, **run)
         executed = json.loads(running.read_text(encoding="utf-8"))
         _show_warnings(path, executed)

@@ -418,6 +418,15 @@ def test_how_long_each_took_is_told_and_kept(run_side_by_side, tmp_path, capfd):
     assert kept["31_long"] > 3
 
 
+def test_a_kernel_works_beside_its_notebook_and_nobody_else_moves(write_notebook, tmp_path, monkeypatch):
+    """Notebooks run in threads of one process: if one changed its folder, the kernel of another could start there."""
+    path = write_notebook(code_cell("defaults", "import os\nprint(os.getcwd())", "parameters"))
+    here, visited = os.getcwd(), set()
+    monkeypatch.setattr(os, "chdir", lambda folder: visited.add(str(folder)))
+    told = reproduce.printed(reproduce.run_notebook(path, {}, tmp_path / "out" / "out.ipynb"))
+    assert told == str(path.parent) != here and visited <= {here}
+
+
 def test_a_kernel_has_one_core(write_notebook, tmp_path):
     names = list(reproduce.ONE_CORE)
     show = f"import os\nprint(*(os.environ[name] for name in {names}))"
