@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -314,4 +315,13 @@ def test_an_unsloth_that_cannot_work_is_passed_over(error, card, tmp_path, monke
     (tmp_path / "unsloth.py").write_text(f"raise {error}('no card that it knows')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
-    assert policy._unsloth() is None
+    with pytest.warns(UserWarning, match="Unsloth cannot work here, plain loading is used: no card that it knows"):
+        assert policy._unsloth() is None
+
+
+def test_an_unsloth_that_is_not_installed_is_no_matter_for_a_warning(card, monkeypatch):
+    monkeypatch.setitem(sys.modules, "unsloth", None)
+    monkeypatch.setattr(policy.importlib.util, "find_spec", lambda name, *rest: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert policy._unsloth() is None
