@@ -681,6 +681,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'daedalus.rft._Pupil.__call__': ('rft.html#_pupil.__call__', 'daedalus/rft.py'),
                               'daedalus.rft._Pupil.__init__': ('rft.html#_pupil.__init__', 'daedalus/rft.py'),
                               'daedalus.rft._Pupil.design_batch': ('rft.html#_pupil.design_batch', 'daedalus/rft.py'),
+                              'daedalus.rft._critic': ('rft.html#_critic', 'daedalus/rft.py'),
                               'daedalus.rft.acceptance': ('rft.html#acceptance', 'daedalus/rft.py'),
                               'daedalus.rft.ahead': ('rft.html#ahead', 'daedalus/rft.py'),
                               'daedalus.rft.rejection_rows': ('rft.html#rejection_rows', 'daedalus/rft.py')},

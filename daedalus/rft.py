@@ -28,6 +28,18 @@ from .states import draw_populations, visits
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# %% ../nbs/10_rft.ipynb #critic
+def _critic(
+    examples: Examples,
+    names: tuple[str, ...], # what it reads, of `READINGS`
+    rounds: int,            # simulated rounds of policy iteration; 0: none
+    seed: int,
+    draw: Draw,
+) -> Critic:
+    "A critic that learned from examples, and then from what its own choices lead to."
+    first = ContextualDesigner(examples.library, examples.critic(names, seed), names)
+    return improve(first, rounds, seed, draw).model if rounds else first.model
+
 # %% ../nbs/10_rft.ipynb #teacher
 class Teacher(NamedTuple):
     """A library, and what each of its mechanisms is worth given an observation."""
@@ -44,11 +56,14 @@ class Teacher(NamedTuple):
         seed: int = 0,
         draw: Draw = draw_training_population,
     ) -> "Teacher":
-        """The teacher that these examples, and policy iteration from them, make."""
-        first = (ContextualDesigner(examples.library, examples.critic(names, seed), names)
-                 for names in (READINGS, PUBLISHED_READINGS))
-        return cls(examples.library, *(
-            improve(designer, rounds, seed, draw).model if rounds else designer.model for designer in first))
+        """The teacher that these examples, and policy iteration from them, make.
+
+        The critics learn at the same time, in a process each where there are two processors.
+        """
+        from joblib import Parallel, cpu_count, delayed
+
+        work = [delayed(_critic)(examples, names, rounds, seed, draw) for names in (READINGS, PUBLISHED_READINGS)]
+        return cls(examples.library, *Parallel(min(2, cpu_count()), backend="loky", max_nbytes=None)(work))
 
     @property
     def seeing(self) -> ContextualDesigner:
