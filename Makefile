@@ -30,7 +30,8 @@ test: $(READY) export ## everything CI checks: export, style, every notebook at 
 	$(BIN)/daedalus reproduce --verify --profile smoke
 	@if [ "$$($(TREE))" = "$$(cat build/tests.passed 2>/dev/null)" ]; then \
 	  echo "Nothing changed since all tests passed; remove build/tests.passed to run them again."; \
-	else $(BIN)/python -m pytest -q tests && $(TREE) > build/tests.passed; fi
+	else OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile tests \
+	  && $(TREE) > build/tests.passed; fi
 
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
 	seed=$$($(SHIPPED)) && \

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from daedalus import reproduce
+from daedalus.results import read_result
 
 NOTEBOOKS = {path.stem: path for path in reproduce.notebooks()}
 TABLE = re.compile(r"^\|.*\|\n\|(?:\s*:?-+:?\s*\|)+\n(?:\|.*\|(?:\n|$))+", re.MULTILINE)
@@ -43,3 +44,18 @@ def test_links_between_notebooks_lead_somewhere():
              for link in re.findall(r"\]\((?:\.\./nbs/)?([\w]+)\.ipynb\)", text)]
     assert len(links) > 100
     assert [pair for pair in links if pair[1] not in NOTEBOOKS] == []
+
+
+def test_what_the_front_page_says_of_the_rivals_is_so():
+    text = " ".join(text for _, text in texts(NOTEBOOKS["index"]))
+    suites = read_result("evaluation")
+    mean = {(suite, name): row["mean"] for suite in suites for name, row in suites[suite]["summary"].items()}
+    assert "is behind on both suites, on `stages` by little" in text
+    assert all(suites[suite]["against contextual"]["trained"]["low"] > 0 for suite in suites)
+    assert suites["stages"]["against contextual"]["trained"]["high"] < 0.01
+    assert "earns a little more on `stages`, as the bandit does, and much less on `open`" in text
+    for rival in ("contextual, published", "bandit, published"):
+        assert 0 < mean["stages", rival] - mean["stages", "trained, published"] < 0.02
+    assert mean["open", "trained, published"] - mean["open", "contextual, published"] > 0.05
+    assert "A share above 1 is no mistake" in text
+    assert all(suites[suite]["share of gap"]["trained"]["share"] > 1 for suite in suites)
