@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import daedalus
 from daedalus import reproduce, results
 from daedalus.cli import app, says_what_is_wrong
 
@@ -667,6 +669,24 @@ def test_compiled_code_is_kept_apart_for_each_version_of_the_sources(tmp_path):
     # A parent process of an older version does not pass its folder on; a user's own choice stays.
     assert compiled_code_folder(tmp_path, **caches, NUMBA_CACHE_DIR=str(before)) == after
     assert compiled_code_folder(tmp_path, **caches, NUMBA_CACHE_DIR="mine") == Path("mine")
+
+
+@pytest.mark.parametrize("found, chosen", [
+    (["X86_V3", "X86_V4", "AVX512_ICL"], {"ATEN_CPU_CAPABILITY": "avx2"}), (["AVX2", "AVX512F"], {"ATEN_CPU_CAPABILITY": "avx2"}),
+    (["X86_V3"], {}), (["NEON", "ASIMD"], {}), ([], {})])
+def test_wide_registers_are_left_alone_where_there_are_any(found, chosen):
+    assert daedalus._kernel_choice(found) == chosen
+
+
+@pytest.mark.parametrize("chosen, allowed", [(None, ("DEFAULT", "AVX2", "NO AVX")), ("default", ("DEFAULT", "NO AVX"))])
+def test_pytorch_computes_alike_on_wide_registers_unless_told_otherwise(chosen, allowed):
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("only processors of this family have AVX-512")
+    environment = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
+    environment |= {"ATEN_CPU_CAPABILITY": chosen} if chosen else {}
+    code = "import torch, daedalus; torch.ones(9).sum(); print(torch.backends.cpu.get_cpu_capability())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() in allowed
 
 
 # The notebooks
