@@ -4,7 +4,6 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +34,16 @@ if not _chosen or Path(_chosen).parent == _folder.parent:
         sys.modules["numba"].config.CACHE_DIR = str(_folder)
 
 
-def _kernel_choice(extensions: Iterable[str]) -> dict[str, str]:
-    """The environment in which PyTorch rounds alike on processors with AVX-512 and with AVX2 only.
-
-    Its kernels for the wider registers add up in another order. Those for AVX2 are as fast for models as small as ours.
-    """
-    return {"ATEN_CPU_CAPABILITY": "avx2"} if {"X86_V4", "AVX512F"} & set(extensions) else {}
+def wide_registers() -> list[str]:
+    """The vector instructions of this processor beyond AVX2, as NumPy calls them: code that uses them rounds differently."""
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())
+    return [name for name in found if name == "X86_V4" or name.startswith("AVX512")]
 
 
-# PyTorch reads this when it first computes. What the user chose stays.
-for _name, _value in _kernel_choice(np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())).items():
-    os.environ.setdefault(_name, _value)
+# PyTorch reads this when it first computes: with its code for AVX2, which is as fast for models as small as ours, a
+# training is the same to the bit on both kinds of processor. What the user chose stays.
+if wide_registers():
+    os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
 from .bidders import BEHAVIOUR, Behaviour, Population, PopulationError  # noqa: E402
 from .designers import DESIGNERS, FixedDesigner, RandomDesigner, play  # noqa: E402

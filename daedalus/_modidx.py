@@ -611,6 +611,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'daedalus.reproduce._matches': ('reproduce.html#_matches', 'daedalus/reproduce.py'),
                                     'daedalus.reproduce._modules': ('reproduce.html#_modules', 'daedalus/reproduce.py'),
                                     'daedalus.reproduce._named': ('reproduce.html#_named', 'daedalus/reproduce.py'),
+                                    'daedalus.reproduce._narrow': ('reproduce.html#_narrow', 'daedalus/reproduce.py'),
                                     'daedalus.reproduce._params_file': ('reproduce.html#_params_file', 'daedalus/reproduce.py'),
                                     'daedalus.reproduce._report': ('reproduce.html#_report', 'daedalus/reproduce.py'),
                                     'daedalus.reproduce._result_files': ('reproduce.html#_result_files', 'daedalus/reproduce.py'),

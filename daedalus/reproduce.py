@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from . import wide_registers
 from daedalus.results import (
     CHECKOUT,
     PACKAGE,
@@ -172,6 +173,12 @@ ONE_CORE = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "M
                                    "VECLIB_MAXIMUM_THREADS")}  # of the libraries below NumPy and PyTorch
 
 
+def _narrow() -> dict[str, str]:
+    """What makes NumPy and the BLAS below it round as with AVX2 where this processor has wider registers."""
+    wide = " ".join(wide_registers())
+    return {"NPY_DISABLE_CPU_FEATURES": wide, "OPENBLAS_CORETYPE": "Haswell"} if wide else {}
+
+
 def _environment(
     path: Path,  # the notebook about to run
     profile: str,  # "smoke", "paper" or "verify"
@@ -182,7 +189,7 @@ def _environment(
     own |= {"DAEDALUS_NOTEBOOK": str(path.resolve()), "PYTHONHASHSEED": "0"}
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1",
              "PYTHONWARNINGS": "ignore:IProgress not found,ignore::FutureWarning"}
-    return {**os.environ, **own, **ONE_CORE, **quiet}
+    return {**os.environ, **own, **ONE_CORE, **_narrow(), **quiet}
 
 # %% ../nbs/13_reproduce.ipynb #room
 class Room:

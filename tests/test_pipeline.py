@@ -671,11 +671,18 @@ def test_compiled_code_is_kept_apart_for_each_version_of_the_sources(tmp_path):
     assert compiled_code_folder(tmp_path, **caches, NUMBA_CACHE_DIR="mine") == Path("mine")
 
 
-@pytest.mark.parametrize("found, chosen", [
-    (["X86_V3", "X86_V4", "AVX512_ICL"], {"ATEN_CPU_CAPABILITY": "avx2"}), (["AVX2", "AVX512F"], {"ATEN_CPU_CAPABILITY": "avx2"}),
-    (["X86_V3"], {}), (["NEON", "ASIMD"], {}), ([], {})])
-def test_wide_registers_are_left_alone_where_there_are_any(found, chosen):
-    assert daedalus._kernel_choice(found) == chosen
+@pytest.mark.parametrize("found, wide", [
+    (["X86_V3", "X86_V4", "AVX512_ICL"], ["X86_V4", "AVX512_ICL"]), (["AVX2", "AVX512F"], ["AVX512F"]), (["X86_V3"], []),
+    (["NEON", "ASIMD"], []), (None, [])])
+def test_notebooks_round_alike_on_processors_with_wide_registers_and_without(found, wide, monkeypatch):
+    extensions = {} if found is None else {"found": found}
+    monkeypatch.setattr(np, "show_config", lambda mode: {"SIMD Extensions": extensions})
+    for name in ("NPY_DISABLE_CPU_FEATURES", "OPENBLAS_CORETYPE"):
+        monkeypatch.delenv(name, raising=False)
+    given = reproduce._environment(NOTEBOOKS[0], "smoke")
+    assert daedalus.wide_registers() == wide
+    assert given.get("NPY_DISABLE_CPU_FEATURES") == (" ".join(wide) or None)
+    assert given.get("OPENBLAS_CORETYPE") == ("Haswell" if wide else None)
 
 
 @pytest.mark.parametrize("chosen, allowed", [(None, ("DEFAULT", "AVX2", "NO AVX")), ("default", ("DEFAULT", "NO AVX"))])
