@@ -956,6 +956,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'daedalus.verify._parameters': ('verify.html#_parameters', 'daedalus/verify.py'),
                                  'daedalus.verify._places': ('verify.html#_places', 'daedalus/verify.py'),
                                  'daedalus.verify._published': ('verify.html#_published', 'daedalus/verify.py'),
+                                 'daedalus.verify._published_numbers': ('verify.html#_published_numbers', 'daedalus/verify.py'),
                                  'daedalus.verify._recompute_all': ('verify.html#_recompute_all', 'daedalus/verify.py'),
                                  'daedalus.verify._results_of': ('verify.html#_results_of', 'daedalus/verify.py'),
                                  'daedalus.verify._rewards': ('verify.html#_rewards', 'daedalus/verify.py'),

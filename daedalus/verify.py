@@ -281,12 +281,16 @@ class Row(NamedTuple):
     reason: str = ""  # of a failure or a skip
 
 
+def _published_numbers() -> dict[str, dict]:
+    """The numbers that were published, by name, each with its value and where it stands."""
+    return json.loads((data_dir() / "published.json").read_text(encoding="utf-8"))["numbers"]
+
+
 def _published(
     claim: Claim,
 ) -> Any:
     """The number that was published, or None."""
-    numbers = json.loads((data_dir() / "published.json").read_text(encoding="utf-8"))["numbers"]
-    return numbers[claim.published]["value"] if claim.published else None
+    return _published_numbers()[claim.published]["value"] if claim.published else None
 
 
 def _before(
@@ -650,5 +654,10 @@ def trace(
         if places:
             yield from (f"    {line}" for line in _origin(result))
         found = found or bool(places)
+    for name, number in _published_numbers().items():
+        if _same_number(text, number["value"]):
+            found = True
+            yield f"data/published.json / {name} = {number['value']}"
+            yield f"    published:  {number['what']} ({number['section']})"
     if not found:
-        raise ValueError(f"no committed result holds a number that is printed as {what}")
+        raise ValueError(f"no committed result and no published number is printed as {what}")

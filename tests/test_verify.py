@@ -307,8 +307,14 @@ def test_a_printed_number_is_traced(project, number):
     assert "nbs/30_table.ipynb, cell 'cell-1'" in rest[0]
 
 
+def test_a_published_number_is_traced_to_where_it_was_published():
+    assert list(verify.trace("\u22120.579"))[-2:] == [
+        "data/published.json / training reward after = -0.579",
+        "    published:  mean composite training reward after 50 GRPO steps (6. Limitations)"]
+
+
 def test_what_cannot_be_traced(project):
-    with pytest.raises(ValueError, match="no committed result holds a number that is printed as 0.77"):
+    with pytest.raises(ValueError, match="no committed result and no published number is printed as 0.77"):
         list(verify.trace("0.77"))
     with pytest.raises(ValueError, match="neither the id of a claim"):
         list(verify.trace("nothing"))
