@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 # %% ../nbs/10_rft.ipynb #critic
 def _critic(
     examples: Examples,
-    names: tuple[str, ...], # what it reads, of `READINGS`
-    rounds: int,            # simulated rounds of policy iteration; 0: none
+    names: tuple[str, ...],  # what it reads, of `READINGS`
+    rounds: int,  # simulated rounds of policy iteration; 0: none
     seed: int,
     draw: Draw,
 ) -> Critic:
-    "A critic that learned from examples, and then from what its own choices lead to."
+    """A critic that learned from examples, and then from what its own choices lead to."""
     first = ContextualDesigner(examples.library, examples.critic(names, seed), names)
     return improve(first, rounds, seed, draw).model if rounds else first.model
 
