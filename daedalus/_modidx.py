@@ -965,6 +965,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'daedalus.verify._same_number': ('verify.html#_same_number', 'daedalus/verify.py'),
                                  'daedalus.verify._short': ('verify.html#_short', 'daedalus/verify.py'),
                                  'daedalus.verify._step': ('verify.html#_step', 'daedalus/verify.py'),
+                                 'daedalus.verify._timed_figures': ('verify.html#_timed_figures', 'daedalus/verify.py'),
                                  'daedalus.verify._trace_claim': ('verify.html#_trace_claim', 'daedalus/verify.py'),
                                  'daedalus.verify._trained_rewards': ('verify.html#_trained_rewards', 'daedalus/verify.py'),
                                  'daedalus.verify._write_csv': ('verify.html#_write_csv', 'daedalus/verify.py'),

@@ -409,12 +409,17 @@ def figures(
         yield file.name, other.exists() and other.read_bytes() == file.read_bytes()
 
 
+def _timed_figures() -> list[str]:
+    """The figures that show measured times, without ending."""
+    return _claims_file()["timed figures"]
+
+
 class Recomputation(NamedTuple):
     """What the recomputation of a notebook came to."""
 
     rows: list[Row]  # its claims
     summary: str  # of the rest and of the figures
-    misses: list[str]  # values of the rest that are missed, in words
+    misses: list[str]  # values of the rest and figures that are missed, in words
 
 
 def _places(
@@ -448,11 +453,13 @@ def recompute_claims(
     misses = [f"{_places(name, keys)}: committed {before!r}, recomputed {found!r}"
               for name, keys, before, found, word in others if word == "MISS"]
     drawn = dict(figures(notebook))
+    changed = [name for name, equal in drawn.items() if not equal]
     same = sum(word == "same" for *_, word in others)
-    within, changed = len(others) - same - len(misses), [name for name, equal in drawn.items() if not equal]
+    within = len(others) - same - len(misses)
     summary = (f"{notebook}: of {len(others):,} other values {same:,} are the same, {within:,} within their tolerance, "
                f"{len(misses):,} missed; {len(drawn) - len(changed)} of {len(drawn)} figures the same"
                + (f", not {', '.join(changed)}" if changed else ""))
+    misses += [f"figure {name}: not the committed bytes" for name in changed if name.split(".")[0] not in _timed_figures()]
     return Recomputation(rows, summary, misses)
 
 
@@ -507,7 +514,7 @@ def _write_csv(
     write_text(BUILD / "verify" / "claims.csv", pd.DataFrame(rows, columns=Row._fields).to_csv(index=False))
 
 # %% ../nbs/13_verify.ipynb #verify
-SHOWN = 10  # missed values of the rest that are printed for each notebook
+SHOWN = 10  # missed values of the rest and figures that are printed for each notebook
 
 
 def _chosen(
@@ -578,7 +585,7 @@ def _conclude(
     others = sum(len(part.misses) for part in parts)
     words = [row.verdict for row in rows]
     print(f"{len(rows)} claims: {words.count('same')} the same, {words.count('within')} within their tolerance, "
-          f"{words.count('skipped')} skipped, {missed} missed; {others:,} other values missed")
+          f"{words.count('skipped')} skipped, {missed} missed; {others:,} other values or figures missed")
     return 1 if missed or others else 0
 
 # %% ../nbs/13_verify.ipynb #trace

@@ -171,7 +171,14 @@ def test_the_longest_rule_decides_about_the_rest(monkeypatch):
     assert verify.rest_tolerance("other", ("stages", "time")) == "exact"
 
 
-# A small project: one notebook, one result, one figure
+def test_only_figures_of_notebooks_that_run_alone_may_differ():
+    sources = [(reproduce.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8") for name in reproduce.alone()]
+    drawn = {name for source in sources for name in re.findall(r'save_figure\(figure, \\"(\w+)\\"', source)}
+    assert set(verify._timed_figures()) <= drawn
+    assert all((CHECKOUT / "paper" / "figures" / f"{name}.pdf").exists() for name in verify._timed_figures())
+
+
+# A small project: one notebook, one result and two figures, of which one counts as timed
 
 
 def notebook(path, *sources):
@@ -184,7 +191,8 @@ def notebook(path, *sources):
 
 WORK = """from daedalus.results import figures_dir, write_result, write_text
 write_result("table", {"mean": n / 4, "rows": [1, n], "time": 0.1}, {"seed": seed, "n": n})
-write_text(figures_dir() / "plot.svg", f"<svg>{n}</svg>")"""
+write_text(figures_dir() / "plot.svg", f"<svg>{n}</svg>")
+write_text(figures_dir() / "clock.svg", f"<svg>{n}</svg>")"""
 
 
 @pytest.fixture
@@ -200,11 +208,12 @@ def project(tmp_path, monkeypatch):
     source = {"notebook": "30_table", "parameters": {"seed": 0, "n": 2}, "versions": {"python": "3"}}
     spot = ["cells", {"run": ["cell-1"], "value": "n / 4"}]
     told = {"claims": [{"id": "mean", "sentence": "the mean", "result": "table", "path": ["mean"], "spot": spot}],
-            "rest": [{"result": "table", "path": ["time"], "tolerance": 0.15}]}
+            "timed figures": ["clock"], "rest": [{"result": "table", "path": ["time"], "tolerance": 0.15}]}
     write_text(tmp_path / "data" / "claims.json", json.dumps(told))
     write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {"30_table": {"n": 2}}}')
     write_text(tmp_path / "data" / "published.json", '{"numbers": {}}')
-    write_text(tmp_path / "paper" / "figures" / "plot.svg", "<svg>2</svg>")
+    for figure in ("plot", "clock"):
+        write_text(tmp_path / "paper" / "figures" / f"{figure}.svg", "<svg>2</svg>")
     monkeypatch.setenv("DAEDALUS_RESULTS_DIR", str(tmp_path / "spots"))
     monkeypatch.setenv("DAEDALUS_FIGURES_DIR", str(tmp_path / "spots"))
 
@@ -224,7 +233,7 @@ def test_all_is_found_again_and_not_run_twice(project, tmp_path, capfd):
     told = capfd.readouterr().out
     again = "daedalus reproduce --verify --only mean --profile paper"
     assert re.search(rf"the mean +0\.5000 +0\.5000 +same +[\d.]+ +{again}", told)
-    assert "of 3 other values 2 are the same, 1 within their tolerance, 0 missed; 1 of 1 figures the same" in told
+    assert "of 3 other values 2 are the same, 1 within their tolerance, 0 missed; 2 of 2 figures the same" in told
     assert "1 claims: 1 the same, 0 within" in told
     head, *lines = (tmp_path / "build" / "verify" / "claims.csv").read_text().splitlines()
     assert head == "id,claim,published,committed,recomputed,verdict,seconds,command,reason" and len(lines) == 1
@@ -244,11 +253,19 @@ def test_a_missed_claim_shows_both_numbers(project, capfd):
 
 def test_a_number_that_no_claim_names_is_missed_too(project, tmp_path, capfd):
     project(rows=[1, 3])
+    assert verify.verify("paper") == 1
+    told = capfd.readouterr().out
+    assert "MISS table / rows / 1: committed 3, recomputed 2" in told and "0 missed; 1 other values or figures missed" in told
+
+
+def test_a_figure_that_differs_is_missed_unless_it_shows_times(project, tmp_path, capfd):
+    write_text(tmp_path / "paper" / "figures" / "clock.svg", "<svg>3</svg>")
+    assert verify.verify("paper") == 0
+    assert "1 of 2 figures the same, not clock.svg" in capfd.readouterr().out
     write_text(tmp_path / "paper" / "figures" / "plot.svg", "<svg>3</svg>")
     assert verify.verify("paper") == 1
     told = capfd.readouterr().out
-    assert "MISS table / rows / 1: committed 3, recomputed 2" in told
-    assert "0 of 1 figures the same, not plot.svg" in told and "0 missed; 1 other values missed" in told
+    assert "MISS figure plot.svg: not the committed bytes" in told and "0 missed; 1 other values or figures missed" in told
 
 
 def test_a_time_that_is_out_of_bounds_is_missed(project, capfd):
