@@ -639,6 +639,26 @@ def _check_count(
         raise ValueError(f"{what} must be a whole number of at least 1, not {count!r}")
 
 
+def _rows(
+    mechanisms: Mechanism | Sequence[Mechanism], # one for all, or one for each market
+    batch: int, # markets
+) -> np.ndarray: # float [batch, 11]
+    "Mechanisms as compiled code reads them; ValueError if they do not fit the markets."
+    return mechanisms_to_array(_aligned(mechanisms, Mechanism, batch, "mechanisms"))
+
+
+def _advance(
+    state: MarketState, # changed in place
+    rows: np.ndarray,   # float [batch, 11]: mechanisms
+    rounds: int,
+    behaviour: Behaviour,
+) -> np.ndarray:        # float [batch, rounds, METRICS]
+    "Play some rounds."
+    scores = np.empty((len(rows), rounds, len(METRICS)))
+    if len(rows): play(state, rows, behaviour, make_floor(state, rounds), scores)
+    return scores
+
+
 def advance(
     state: MarketState,    # changed in place
     mechanisms: Mechanism | Sequence[Mechanism], # one for all, or one for each market
@@ -647,10 +667,7 @@ def advance(
 ) -> np.ndarray:           # float [batch, rounds, METRICS]
     "Post a mechanism in each market and play some rounds."
     _check_count(rounds, "rounds")
-    batch = len(state.key)
-    scores = np.empty((batch, rounds, len(METRICS)))
-    if batch: play(state, mechanisms_to_array(_aligned(mechanisms, Mechanism, batch, "mechanisms")), behaviour, make_floor(state, rounds), scores)
-    return scores
+    return _advance(state, _rows(mechanisms, len(state.key)), rounds, behaviour)
 
 # %% ../nbs/04_market.ipynb #outcomes
 class Outcomes(NamedTuple):
@@ -711,11 +728,11 @@ def simulate(
     _check_count(steps, "steps")
     keys = _keys(seeds, None)
     batch = max(len(keys), *(len(values) for values in (mechanisms, populations) if isinstance(values, Sequence)), 1)
-    mechanisms, populations = _aligned(mechanisms, Mechanism, batch, "mechanisms"), _aligned(populations, Population, batch, "populations")
+    rows, populations = _rows(mechanisms, batch), _aligned(populations, Population, batch, "populations")
     keys, chunks = _keys(keys, batch), []
     for at in range(0, batch, CHUNK):
         now = slice(at, at + CHUNK)
         state, _ = open_market(populations[now], keys[now], behaviour)
-        outcomes = [step(state, mechanisms[now], behaviour) for _ in range(steps)]
+        outcomes = [outcomes_of(state, _advance(state, rows[now], ROUNDS, behaviour)) for _ in range(steps)]
         chunks.append([np.stack(field, 1) for field in zip(*outcomes)])
     return Outcomes(*map(np.concatenate, zip(*chunks)))

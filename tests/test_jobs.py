@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from daedalus import jobs, market
+from daedalus import jobs
 from daedalus.bidders import Population
 from daedalus.env import SUITES
 from daedalus.jobs import Done, Job, JobError, code_hash, cost, episode_scores, job_name, run_jobs
@@ -261,14 +261,12 @@ def test_costs_are_sums_and_means():
 
 # The search for the yardsticks, as jobs
 
-def test_rounds_are_bounds_and_tight_ones(monkeypatch):
-    spent, advance = [], market.advance
-    monkeypatch.setattr(market, "advance", lambda state, mechanisms, sessions, *rest: (
-        spent.append(len(state.key) * sessions), advance(state, mechanisms, sessions, *rest))[1])
-    climb([Population.stage(4)], 30, 0, block=FIRST_BLOCK)
+def test_rounds_are_bounds_and_tight_ones(counted_rounds):
+    with counted_rounds() as spent:
+        climb([Population.stage(4)], 30, 0, block=FIRST_BLOCK)
     assert 0.9 * climb_rounds(30) <= sum(spent) <= climb_rounds(30)
-    spent.clear()
-    choose([Mechanism.random(at) for at in range(30)], [Population.stage(4)], 10, 0, 9)
+    with counted_rounds() as spent:
+        choose([Mechanism.random(at) for at in range(30)], [Population.stage(4)], 10, 0, 9)
     assert sum(spent) == choice_rounds(30, 10)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from daedalus import market
 from daedalus.bidders import Population
 from daedalus.market import simulate
 from daedalus.pareto import (
@@ -115,11 +114,10 @@ def test_every_combination_is_there_once():
 
 
 @pytest.mark.parametrize("method", ["CMA-ES", "climb"])
-def test_a_budget_of_rounds_is_kept(method, monkeypatch):
-    spent, advance, rounds = [], market.advance, 150 * 2 * EPISODE
-    monkeypatch.setattr(market, "advance", lambda state, mechanisms, sessions, *rest: (
-        spent.append(len(state.key) * sessions), advance(state, mechanisms, sessions, *rest))[1])
-    best_found(method, STAGE, rounds, 2, 0)
+def test_a_budget_of_rounds_is_kept(method, counted_rounds):
+    rounds = 150 * 2 * EPISODE
+    with counted_rounds() as spent:
+        best_found(method, STAGE, rounds, 2, 0)
     assert 0.8 * rounds < sum(spent) <= rounds
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from daedalus.bidders import Population
-from daedalus import env, market
 from daedalus.designers import DESIGNERS, PUBLISHED_READINGS, READINGS, FixedDesigner, play
 from daedalus.env import SUITES, draw_training_population, observe, open_episodes, suite
 from daedalus.market import simulate
@@ -79,25 +78,19 @@ def test_unknown_suite_is_refused():
 # Rivals without language
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(counted_rounds):
     "Each rival at a small budget, the rounds that it simulated, and the populations that it met."
-    found, spent, met, advance = {}, {}, {}, market.advance
-    with pytest.MonkeyPatch.context() as patch:
-        for name, train in RIVALS.items():
-            rounds, people = [], []
+    found, spent, met = {}, {}, {}
+    for name, train in RIVALS.items():
+        people = []
 
-            def counted(state, mechanisms, sessions=market.ROUNDS, *rest, rounds=rounds, **more):
-                rounds.append(len(state.key) * sessions)
-                return advance(state, mechanisms, sessions, *rest, **more)
+        def drawn(rng, people=people):
+            people.append(draw_training_population(rng))
+            return people[-1]
 
-            def drawn(rng, people=people):
-                people.append(draw_training_population(rng))
-                return people[-1]
-
-            for where in (market, env):   # whoever plays sessions
-                patch.setattr(where, "advance", counted)
+        with counted_rounds() as rounds:
             found[name] = train(BUDGET, seed=3, draw=drawn)
-            spent[name], met[name] = sum(rounds), people
+        spent[name], met[name] = sum(rounds), people
     return found, spent, met
 
 
