@@ -152,10 +152,11 @@ def credit_one_unit(
 ):
     "Credit every arm with what it would have earned on a one-unit lot."
     first, price = rules.auction_type == FIRST_PRICE, max(rival, rules.reserve)
+    least = rules.reserve if rules.public_reserve and value >= rules.reserve else 0.0
     for arm in range(ARMS):
-        bid = shade(arm) * value
-        if rules.public_reserve and value >= rules.reserve: bid = max(bid, rules.reserve)
-        if bid > rival and bid >= rules.reserve: credit[bidder, arm] += value - (bid if first else price)
+        bid = max(shade(arm) * value, least)
+        wins = (bid > rival) & (bid >= rules.reserve)
+        credit[bidder, arm] += value - (bid if first else price) if wins else 0.0
 
 # %% ../nbs/02_bidders.ipynb #two-unit-gain
 @compiled
@@ -170,19 +171,18 @@ def credit_two_units(
     "Credit every arm with what it would have earned on a lot of several units."
     reserve, second_value = rules.reserve, decay * value
     price1, price2 = max(last, reserve), max(first, reserve)
+    least1 = reserve if rules.public_reserve and value >= reserve else 0.0
+    least2 = reserve if rules.public_reserve and second_value >= reserve else 0.0
     for arm in range(ARMS):
         slope1, slope2 = shader_slopes(arm, rules, 2, decay)
-        bid1, bid2 = slope1 * value, slope2 * value
-        if rules.public_reserve:
-            if value >= reserve: bid1 = max(bid1, reserve)
-            if second_value >= reserve: bid2 = max(bid2, reserve)
-        if bid1 < price1: continue
+        bid1, bid2 = max(slope1 * value, least1), max(slope2 * value, least2)
         both = bid2 > price2
-        if rules.auction_type == FIRST_PRICE: credit[bidder, arm] += value - bid1 + (second_value - bid2 if both else 0.0)
+        if rules.auction_type == FIRST_PRICE: gain = value - bid1 + (second_value - bid2 if both else 0.0)
         elif rules.auction_type == SECOND_PRICE:
-            if both: credit[bidder, arm] += value + second_value - 2 * price2
-            else: credit[bidder, arm] += value - max(price1, bid2 if bid2 >= reserve else 0.0)
-        else: credit[bidder, arm] += value - price1 + (second_value - price2 if both else 0.0)
+            one = value - max(price1, bid2 if bid2 >= reserve else 0.0)
+            gain = value + second_value - 2 * price2 if both else one
+        else: gain = value - price1 + (second_value - price2 if both else 0.0)
+        credit[bidder, arm] += gain if bid1 >= price1 else 0.0
 
 # %% ../nbs/02_bidders.ipynb #update-arms
 NOTHING, PRICE_ONLY, EVERYTHING = range(3)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .auction import FIRST_PRICE, count_bids, insert_bid, rival_bid, unit_price
+from .auction import FIRST_PRICE, count_bids, insert_bid, insert_of_three, rival_bid, unit_price
 from .bidders import (
     ARMS, BEHAVIOUR, COLLUDER, CONFIRMED, DROPOUT, EXPLOITER, FLIP, MOVES, NOTHING, PRICE_ONLY, RESTRICT, SHILL,
     SUSPECTED, ALLOW, TRUTHFUL, Behaviour, Population, arm_chances, competitive_surplus, credit_one_unit, credit_tricks,
@@ -327,16 +327,17 @@ def list_bids(
 ):
     "List the highest valid bids, and sum up what an observer sees of all first bids."
     floor.top[:], floor.who[:] = 0.0, -1
-    count, total, squares, lowest = 0, 0.0, 0.0, 0.0
+    top, who, count, total, squares = (0.0, 0.0, 0.0), (-1, -1, -1), 0, 0.0, 0.0
     for i in range(market.n):
-        bid = floor.bid[i]
-        if bid <= 0 or bid < rules.reserve: continue
-        count, total, squares = count + 1, total + bid, squares + bid * bid
-        floor.valid[i] += 1
-        if bid > lowest:
-            insert_bid(floor.top, floor.who, bid, i)
-            lowest = floor.top[floor.top.size - 1]
-    if market.items > 1:
+        valid = (floor.bid[i] > 0) & (floor.bid[i] >= rules.reserve)
+        bid = floor.bid[i] if valid else 0.0
+        count, total, squares = count + valid, total + bid, squares + bid * bid
+        floor.valid[i] += valid
+        if market.items == 1: top, who = insert_of_three(top, who, bid, i)
+        else: insert_bid(floor.top, floor.who, bid, i)
+    if market.items == 1:
+        for at in range(3): floor.top[at], floor.who[at] = top[at], who[at]
+    else:
         for i in range(market.n):
             if floor.bid2[i] > 0 and floor.bid2[i] >= rules.reserve: insert_bid(floor.top, floor.who, floor.bid2[i], i)
     floor.tally[BIDS] += count

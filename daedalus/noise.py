@@ -8,29 +8,42 @@ __all__ = ['LOW', 'HALF', 'MULTIPLIER', 'WEYL', 'STEP', 'compiled', 'multiply_wi
 # %% ../nbs/00_noise.ipynb #imports
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.extending import intrinsic, overload
 
 # %% ../nbs/00_noise.ipynb #compiled
 def compiled(
     function, # a function of numbers and arrays, in the part of Python that Numba compiles
 ):
-    "`function` as machine code that holds no Python object, takes no memory, and is kept on disk if it lives in a module."
-    return numba.njit(function, nogil=True, error_model="numpy", _nrt=False, cache=function.__module__ != "__main__")
+    "`function` as machine code that holds no Python object, takes no memory, becomes part of compiled callers, and is kept on disk if it lives in a module."
+    return numba.njit(function, nogil=True, error_model="numpy", _nrt=False, forceinline=True, cache=function.__module__ != "__main__")
 
 # %% ../nbs/00_noise.ipynb #mulhilo
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
-@compiled
 def multiply_wide(
     a, # uint64
     b, # uint64
 ):
     "The 128-bit product of two 64-bit words, as its (high, low) halves."
-    a_low, a_high, b_low, b_high = a & LOW, a >> HALF, b & LOW, b >> HALF
-    low, cross, cross2 = a_low * b_low, a_high * b_low, a_low * b_high
-    middle = (low >> HALF) + (cross & LOW) + (cross2 & LOW)
-    high = a_high * b_high + (cross >> HALF) + (cross2 >> HALF) + (middle >> HALF)
-    return high, (middle << HALF) | (low & LOW)
+    high, low = divmod(int(a) * int(b), 2**64)
+    return np.uint64(high), np.uint64(low)
+
+
+@intrinsic
+def _high_word(typing, a, b):
+    "The upper half of the product of two words, in compiled code."
+    def generate(context, builder, signature, words):
+        wide = ir.IntType(128)
+        product = builder.mul(*(builder.zext(word, wide) for word in words))
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+    return numba.uint64(numba.uint64, numba.uint64), generate
+
+
+@overload(multiply_wide)
+def _multiply_wide(a, b):
+    return lambda a, b: (_high_word(a, b), a * b)
 
 # %% ../nbs/00_noise.ipynb #philox
 MULTIPLIER = (np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157))
