@@ -1,11 +1,12 @@
 "The auction formats: outcomes worked out by hand, properties against brute force, and the random numbers below them."
 from itertools import product
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import assume, given, strategies as st
 
-from daedalus.auction import clear, insert_bid, rival_bid
+from daedalus.auction import clear, insert_bid, insert_of_three, rival_bid
 from daedalus.noise import fill_uniforms, multiply_wide, philox
 from daedalus.schema import AUCTION_TYPES
 
@@ -215,6 +216,15 @@ def test_the_list_holds_the_highest_bids(bids, size):
     assert top.tolist() == [bids[i] for i in best] + [0.0] * (size - len(best))
 
 
+@given(st.lists(money, max_size=12))
+def test_the_list_without_jumps_is_the_list_of_three(bids):
+    top, who, three = np.zeros(3), np.full(3, -1), ((0.0, 0.0, 0.0), (-1, -1, -1))
+    for bidder, bid in enumerate(bids):
+        insert_bid(top, who, bid, bidder)
+        three = insert_of_three(*three, bid, bidder)
+    assert three == (tuple(top), tuple(who))
+
+
 @given(lots, st.integers(0, 3), st.integers(0, 5))
 def test_rival_bids_are_those_of_others_in_order(bids, bidder, rank):
     top, who = np.zeros(8), np.full(8, -1)
@@ -254,9 +264,10 @@ def test_philox_is_numpys_philox_bit_for_bit(key0, key1, c0, c1, c2, c3):
     assert list(philox(*map(np.uint64, (key0, key1, c0, c1, c2, c3)))) == numpy_philox(key0, key1, c0, c1, c2, c3)
 
 
+@pytest.mark.parametrize("multiply", [multiply_wide, numba.njit(lambda a, b: multiply_wide(a, b))], ids=["Python", "compiled"])
 @given(words, words)
-def test_the_wide_product_is_exact(a, b):
-    high, low = multiply_wide(np.uint64(a), np.uint64(b))
+def test_the_wide_product_is_exact(multiply, a, b):
+    high, low = multiply(np.uint64(a), np.uint64(b))
     assert int(high) << 64 | int(low) == a * b
 
 
