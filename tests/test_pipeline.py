@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from configparser import ConfigParser
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 import daedalus
@@ -761,3 +764,17 @@ def test_the_workflow_caches_by_content_and_hands_over_the_paper(workflow):
 def test_the_workflow_names_no_host():
     text = (reproduce.CHECKOUT / ".github" / "workflows" / "reproduce.yml").read_text(encoding="utf-8")
     assert "://" not in text and not re.search(r"\b[\w-]+\.(org|com|io|net)\b", text)
+
+
+def test_the_pinned_packages_install_on_the_oldest_python_allowed():
+    """Else pip looks for another solution until the user gives up."""
+    from importlib.metadata import distributions
+
+    settings = ConfigParser()
+    settings.read(results.CHECKOUT / "settings.ini")
+    oldest = settings["DEFAULT"]["min_python"] + ".0"
+    pins = [line for line in (results.CHECKOUT / "constraints.txt").read_text().splitlines() if line[:1].isalnum()]
+    installed = {canonicalize_name(each.name): each.metadata.get("Requires-Python") for each in distributions()}
+    pythons = {name: installed[name] for name in (canonicalize_name(line.split("==")[0]) for line in pins) if name in installed}
+    assert len(pythons) > 0.9 * len(pins)
+    assert {name: python for name, python in pythons.items() if not SpecifierSet(python or "").contains(oldest)} == {}
