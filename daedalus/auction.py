@@ -9,7 +9,7 @@ __all__ = ['FIRST_PRICE', 'SECOND_PRICE', 'VCG', 'insert_bid', 'insert_of_three'
 # %% ../nbs/01_auction.ipynb #imports
 from typing import NamedTuple
 import numpy as np
-from .noise import compiled
+from .runtime import compiled
 from .schema import AUCTION_TYPES
 
 # %% ../nbs/01_auction.ipynb #formats

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 from .auction import FIRST_PRICE, SECOND_PRICE, rival_bid
-from .noise import compiled
+from .runtime import compiled
 from .schema import Record, amount, whole
 
 # %% ../nbs/02_bidders.ipynb #kinds

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from .auction import clear
 from .bidders import BEHAVIOUR, EVERYTHING, NOTHING, arm_chances, draw_arm, update_arms
-from .noise import compiled, fill_uniforms
+from .noise import fill_uniforms
+from .runtime import compiled
 
 # %% ../nbs/02_learners.ipynb #game
 class Game(NamedTuple):

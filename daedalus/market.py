@@ -26,7 +26,8 @@ from .bidders import (
     SUSPECTED, ALLOW, TRUTHFUL, Behaviour, Population, arm_chances, competitive_surplus, credit_one_unit, credit_tricks,
     credit_two_units, detection, draw_arm, entry_probability, feedback, read_rules, ring_resolve, shade,
     shader_slopes, shill_detection, shill_range, update_arms)
-from .noise import compiled, fill_uniforms
+from .noise import fill_uniforms
+from .runtime import check_compiled, compiled
 from .rewards import fairness, stability
 from .schema import DEFAULT_MECHANISM, Mechanism, mechanisms_to_array
 
@@ -124,6 +125,7 @@ def new_market(
     seeds,         # int from 0, or [batch] of them, or [batch, 2] of (seed, episode)
 ) -> MarketState:
     "Markets before their first session: no bidder has learned anything, and the ring does not trust yet."
+    check_compiled()
     batch = len(populations) if isinstance(populations, Sequence) else len(_keys(seeds, None))
     populations = _aligned(populations, Population, batch, "populations")
     kind = np.full((batch, max((p.bidders for p in populations), default=1)), -1)

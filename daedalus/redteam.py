@@ -24,7 +24,8 @@ from .exploit import DEVIATIONS, applicable, deviating_session
 from .learners import best_action, q_update
 from .market import (
     METRICS, ROUNDS, advance, enter_floor, make_floor, open_market, outcomes_of, read_market, simulate)
-from .noise import compiled, fill_uniforms
+from .noise import fill_uniforms
+from .runtime import compiled
 from .schema import AUCTION_TYPES, DEFAULT_MECHANISM, Mechanism, mechanisms_to_array
 from .search import Draw, block_keys
 

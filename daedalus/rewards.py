@@ -8,7 +8,7 @@ __all__ = ['fairness', 'stability']
 # %% ../nbs/03_rewards.ipynb #imports
 import math
 
-from .noise import compiled
+from .runtime import compiled
 
 # %% ../nbs/03_rewards.ipynb #fairness
 @compiled

@@ -15,7 +15,8 @@ from .bidders import BEHAVIOUR, FLIP, KINDS, SHILL, Behaviour, read_rules
 from .market import (
     LOTS, METRICS, REMORSE, RESALE, ROUNDS, MarketState, best_welfare, choose, draw_bids, enter, enter_floor, list_bids,
     make_floor, pay_shill, read_market, ring_meets, sell_again, session, unit_value)
-from .noise import compiled, fill_uniforms
+from .noise import fill_uniforms
+from .runtime import compiled
 from .schema import Mechanism
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from configparser import ConfigParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -645,33 +644,6 @@ def test_the_import_is_light():
     code = f"import sys, daedalus; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def compiled_code_folder(package_folder, **environment):
-    code = "import daedalus, os; print(os.environ['NUMBA_CACHE_DIR'])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=package_folder, env=environment
-    )
-    return Path(done.stdout.strip())
-
-
-def test_compiled_code_is_kept_apart_for_each_version_of_the_sources(tmp_path):
-    package = tmp_path / "daedalus"
-    package.mkdir()
-    shutil.copy(results.PACKAGE / "__init__.py", package / "copied.py")
-    init = (results.PACKAGE / "__init__.py").read_text()
-    init = re.split(r"\n(?=from (?:\.|daedalus))", init)[0]
-    (package / "__init__.py").write_text(init)
-    caches = {"XDG_CACHE_HOME": str(tmp_path / "caches")}
-    before = compiled_code_folder(tmp_path, **caches)
-    assert before == compiled_code_folder(tmp_path, **caches)
-    assert before.parent == tmp_path / "caches" / "daedalus"
-    (package / "copied.py").write_text("changed = True\n")
-    after = compiled_code_folder(tmp_path, **caches)
-    assert after != before
-    # A parent process of an older version does not pass its folder on; a user's own choice stays.
-    assert compiled_code_folder(tmp_path, **caches, NUMBA_CACHE_DIR=str(before)) == after
-    assert compiled_code_folder(tmp_path, **caches, NUMBA_CACHE_DIR="mine") == Path("mine")
 
 
 @pytest.mark.parametrize("found, wide", [
