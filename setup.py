@@ -3,7 +3,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 settings = ConfigParser(delimiters=["="])
 settings.read("settings.ini", encoding="utf-8")
@@ -20,7 +20,7 @@ setup(
     license=meta["license"],
     python_requires=f">={meta['min_python']}",
     # The committed data travels inside the package, so an installed copy finds it too.
-    packages=["daedalus", "daedalus.data"],
+    packages=[*find_packages(include=["daedalus", "daedalus.*"]), "daedalus.data"],
     package_dir={"daedalus": "daedalus", "daedalus.data": "data"},
     package_data={"daedalus.data": ["*.json", "*.mplstyle", "results/*.json", "training/*.json", "ablations/*.json", "designer/*"]},
     install_requires=meta["requirements"].split(),

@@ -10,7 +10,7 @@ __all__ = ['UNKNOWN', 'SILENT', 'TOOL_PROMPT', 'mechanism_of_vector', 'vector_of
 import reprlib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -22,8 +22,8 @@ from .language import small_tokenizer
 from .market import VALUES
 from .noise import fill_uniforms
 from .schema import (
-    AUCTION_TYPES, COALITION_POLICIES, DEFAULT_MECHANISM, DOMAIN, FIELDS, MAX_PENALTY, Mechanism, MechanismError,
-    Observation, Record, amount, whole)
+    DEFAULT_MECHANISM, DOMAIN, FIELDS, MAX_PENALTY, AuctionType, CoalitionPolicy, Mechanism, MechanismError,
+    Observation, Positive, Record, Share, whole)
 
 if TYPE_CHECKING:
     import gymnasium
@@ -101,11 +101,11 @@ def flat_env(
 class Sale(Record):
     """What is sold to agents that want one unit of each lot: the lots of an episode, one after another."""
 
-    bidders: whole(1, MAX_BIDDERS) = Field(5, description="agents")
-    lots: whole(1) = Field(10, description="lots in an episode")
-    n_items: whole(1, MAX_UNITS) = Field(1, description="identical units in a lot")
-    value_low: amount(1) = Field(0.0, description="lowest value of a unit")
-    value_high: amount(1) = Field(1.0, description="highest value of a unit")
+    bidders: Annotated[int, whole(1, MAX_BIDDERS)] = Field(5, description="agents")
+    lots: Positive = Field(10, description="lots in an episode")
+    n_items: Annotated[int, whole(1, MAX_UNITS)] = Field(1, description="identical units in a lot")
+    value_low: Share = Field(0.0, description="lowest value of a unit")
+    value_high: Share = Field(1.0, description="highest value of a unit")
 
     @model_validator(mode="after")
     def _range(self):
@@ -317,7 +317,7 @@ class MarketTool:
 
     def post_mechanism(
         self,
-        auction_type: Literal[AUCTION_TYPES] = DEFAULT_MECHANISM.auction_type,
+        auction_type: AuctionType = DEFAULT_MECHANISM.auction_type,
         reserve_price: float = DEFAULT_MECHANISM.reserve_price,
         reveal_reserve: bool = DEFAULT_MECHANISM.reveal_reserve,
         reveal_competing_bids: bool = DEFAULT_MECHANISM.reveal_competing_bids,
@@ -327,7 +327,7 @@ class MarketTool:
         shill_penalty: float = DEFAULT_MECHANISM.shill_penalty,
         withdrawal_penalty: float = DEFAULT_MECHANISM.withdrawal_penalty,
         collusion_penalty: float = DEFAULT_MECHANISM.collusion_penalty,
-        coalition_policy: Literal[COALITION_POLICIES] = DEFAULT_MECHANISM.coalition_policy,
+        coalition_policy: CoalitionPolicy = DEFAULT_MECHANISM.coalition_policy,
     ) -> str:
         """Post the rules of the auctions for the next step of the market.
 

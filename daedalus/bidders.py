@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['KINDS', 'TRUTHFUL', 'SHADER', 'DROPOUT', 'COLLUDER', 'EXPLOITER', 'ALLOW', 'RESTRICT', 'SUSPECTED', 'CONFIRMED',
            'ARMS', 'FLIP', 'SHILL', 'MOVES', 'BEHAVIOUR', 'NOTHING', 'PRICE_ONLY', 'EVERYTHING', 'SHILL_FROM',
-           'SHILL_TO', 'MAX_BIDDERS', 'MAX_UNITS', 'Count', 'Units', 'Share', 'shade', 'Behaviour', 'Rules',
-           'read_rules', 'openness', 'competitive_surplus', 'arm_chances', 'draw_arm', 'shader_slopes',
-           'credit_one_unit', 'credit_two_units', 'feedback', 'update_arms', 'entry_probability', 'monitoring',
-           'detection', 'ring_resolve', 'flip_payoff', 'shill_detection', 'shill_range', 'shill_payoff',
-           'credit_tricks', 'PopulationError', 'Population']
+           'SHILL_TO', 'MAX_BIDDERS', 'MAX_UNITS', 'Count', 'Units', 'shade', 'Behaviour', 'Rules', 'read_rules',
+           'openness', 'competitive_surplus', 'arm_chances', 'draw_arm', 'shader_slopes', 'credit_one_unit',
+           'credit_two_units', 'feedback', 'update_arms', 'entry_probability', 'monitoring', 'detection',
+           'ring_resolve', 'flip_payoff', 'shill_detection', 'shill_range', 'shill_payoff', 'credit_tricks',
+           'PopulationError', 'Population']
 
 # %% ../nbs/02_bidders.ipynb #imports
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 from .auction import FIRST_PRICE, SECOND_PRICE, rival_bid
 from .runtime import compiled
-from .schema import Record, amount, whole
+from .schema import Record, Share, whole
 
 # %% ../nbs/02_bidders.ipynb #kinds
 KINDS = ("truthful", "shader", "dropout", "colluder", "exploiter")
@@ -326,9 +326,8 @@ def credit_tricks(
 
 # %% ../nbs/02_bidders.ipynb #population
 MAX_BIDDERS, MAX_UNITS = 64, 8
-Count = whole(0, MAX_BIDDERS)
-Units = whole(1, MAX_UNITS)
-Share = amount(1)
+Count = Annotated[int, whole(0, MAX_BIDDERS)]
+Units = Annotated[int, whole(1, MAX_UNITS)]
 
 class PopulationError(ValueError):
     "Bidders that are no population: one sentence says which field, what is allowed, and what was found."

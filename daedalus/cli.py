@@ -42,7 +42,7 @@ def _raised_by_us(
 ) -> bool:
     """Whether the error was raised in a module of this library."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(frame.filename).parent == PACKAGE
+    return PACKAGE in Path(frame.filename).parents
 
 
 def says_what_is_wrong(

@@ -10,7 +10,7 @@ __all__ = ['REWARDS', 'SCORE_OF', 'KEPT', 'GrpoSettings', 'MarketRewards', 'spre
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +20,7 @@ from .designers import ContextualDesigner
 from .env import curriculum, draw_training_population
 from .language import LanguageDesigner, Reply, messages, sample_replies
 from .market import ROUNDS, WARM_UP
-from .schema import DEFAULT_MECHANISM, Number, Record, amount, whole
+from .schema import DEFAULT_MECHANISM, Natural, Number, Positive, Record, Share, amount, whole
 from .search import Draw
 from .sft import progress_bar, shared_logprobs
 from .states import draw_populations, outlook, restore, snapshot, visits
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 class GrpoSettings(Record):
     """How a phase of GRPO is run."""
 
-    steps: whole(1) = Field(50, description="optimiser steps")
-    batch_size: whole(1) = Field(512, description="replies that are held in memory at once")
-    accumulation: whole(1) = Field(1, description="batches for one optimiser step")
-    generations: whole(2) = Field(16, description="replies to each prompt: a group")
-    learning_rate: amount(1) = Field(2e-4, description="of AdamW; after a warm-up it falls along a cosine to a tenth")
-    warm_up: whole(0) = Field(5, description="steps in which the learning rate rises")
-    beta: amount(10) = Field(0.7, description="pull towards the policy at the start of the phase")
+    steps: Positive = Field(50, description="optimiser steps")
+    batch_size: Positive = Field(512, description="replies that are held in memory at once")
+    accumulation: Positive = Field(1, description="batches for one optimiser step")
+    generations: Annotated[int, whole(2)] = Field(16, description="replies to each prompt: a group")
+    learning_rate: Share = Field(2e-4, description="of AdamW; after a warm-up it falls along a cosine to a tenth")
+    warm_up: Natural = Field(5, description="steps in which the learning rate rises")
+    beta: Annotated[float, amount(10)] = Field(0.7, description="pull towards the policy at the start of the phase")
     scale: Literal["group", "batch", "none"] = Field("batch", description="what the spread of rewards is taken over")
-    averaging: amount(1) = Field(0.95, description="the phase's result is a running mean of the weights; 0: the last")
+    averaging: Share = Field(0.95, description="the phase's result is a running mean of the weights; 0: the last")
     weights: tuple[Number, Number, Number, Number] = Field(
         (0.5, 0.0, 0.0, 1.0), description="of format, welfare, fairness and composite in the reward")
-    horizon: whole(1) = Field(4, description="steps that a mechanism is held when it is scored")
-    futures: whole(1) = Field(3, description="futures that a score is averaged over")
-    published_share: amount(1) = Field(0.4, description="share of the prompts that are as published")
+    horizon: Positive = Field(4, description="steps that a mechanism is held when it is scored")
+    futures: Positive = Field(3, description="futures that a score is averaged over")
+    published_share: Share = Field(0.4, description="share of the prompts that are as published")
     populations: Literal["all", "curriculum"] = Field(
         "all", description="all stages and the open distribution at once, or stage after stage as published")
 

@@ -117,12 +117,13 @@ def code_hash(
 ) -> str:               # 16 hexadecimal digits
     "A hash of the code that a function stands on, and of the versions of packages."
     try:
-        code = inspect.getsource(sys.modules[function.__module__])
+        module = sys.modules[function.__module__]
+        code = inspect.getsource(module)
     except (TypeError, OSError):
         raise ValueError(f"results of {function.__qualname__!r} cannot be kept, for it is not in a module: put it "
                          "into one, or give no folder") from None
     packages = versions() | {package: _version(package) for package in SEARCHERS}
-    return short_hash(code, library_hash(modules_used(code)), json.dumps(packages))
+    return short_hash(code, library_hash(modules_used(code, module.__package__ or "")), json.dumps(packages))
 
 # %% ../nbs/07_jobs.ipynb #job-name
 def _described(

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'VALUES', 'ENTRY', 'CHOICE', 'MEETING', 'REMORSE', 'RESALE', 'COLLUSION_AUDIT',
-           'SHILL_AUDIT', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'OUTLOOK', 'PRICE', 'TRUST', 'GAIN',
-           'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM', 'BID_SQUARES', 'TOP_SUM',
-           'NEXT_SUM', 'BID_COUNT_SQUARES', 'ENTRIES', 'TIE_BREAK', 'CHUNK', 'MarketState', 'new_market', 'Market',
-           'read_market', 'Floor', 'make_floor', 'enter_floor', 'enter', 'choose', 'ring_meets', 'ring_leaders',
-           'lifted', 'draw_bids', 'list_bids', 'unit_value', 'sell_again', 'trade', 'pay_shill', 'best_welfare',
-           'ring_saving', 'look_back', 'trade_session', 'audit', 'learn_arms', 'learn_beliefs', 'participation',
-           'mean_shading', 'pairs_together', 'write_scores', 'session', 'play', 'advance', 'Outcomes', 'outcomes_of',
-           'step', 'open_market', 'simulate']
+           'SHILL_AUDIT', 'Score', 'Signal', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'OUTLOOK', 'PRICE',
+           'TRUST', 'GAIN', 'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM', 'BID_SQUARES',
+           'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'ENTRIES', 'TIE_BREAK', 'CHUNK', 'MarketState', 'new_market',
+           'Market', 'read_market', 'Floor', 'make_floor', 'enter_floor', 'enter', 'choose', 'ring_meets',
+           'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'unit_value', 'sell_again', 'trade', 'pay_shill',
+           'best_welfare', 'ring_saving', 'look_back', 'trade_session', 'audit', 'learn_arms', 'learn_beliefs',
+           'participation', 'mean_shading', 'pairs_together', 'write_scores', 'session', 'play', 'advance', 'Outcomes',
+           'outcomes_of', 'step', 'open_market', 'simulate']
 
 # %% ../nbs/04_market.ipynb #imports
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -41,8 +41,9 @@ WARM_UP = 3   # sessions under the default mechanism before an episode
 VALUES, ENTRY, CHOICE, MEETING, REMORSE, RESALE, COLLUSION_AUDIT, SHILL_AUDIT = range(8)
 
 # %% ../nbs/04_market.ipynb #score-names
-SCORES = ("welfare", "fairness", "participation", "stability", "reward", "revenue")
-SIGNALS = ("bidders", "units", "price", "dispersion", "gap", "silence", "returns", "unsold", "suppression")
+Score = Literal["welfare", "fairness", "participation", "stability", "reward", "revenue"]
+Signal = Literal["bidders", "units", "price", "dispersion", "gap", "silence", "returns", "unsold", "suppression"]
+SCORES, SIGNALS = get_args(Score), get_args(Signal)
 HIDDEN = ("shading", "trust")
 PAIRS = ("pairs", "pairs_variance")   # what a session adds to a step's suppression
 METRICS = SCORES + SIGNALS[2:-1] + HIDDEN + PAIRS   # the columns that a session writes

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from .schema import Record, whole
+from .schema import Natural, Positive, Record
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 class PolicySettings(Record):
     "Which language model is trained, and which of its parameters."
     base_model: str | None = Field(None, description="folder or hub id of the base; None: a small one from scratch")
-    layers: whole(1) = Field(2, description="layers of the model from scratch")
-    width: whole(1) = Field(128, description="numbers that stand for a token in the model from scratch")
-    heads: whole(1) = Field(4, description="attention heads in each layer of the model from scratch")
+    layers: Positive = Field(2, description="layers of the model from scratch")
+    width: Positive = Field(128, description="numbers that stand for a token in the model from scratch")
+    heads: Positive = Field(4, description="attention heads in each layer of the model from scratch")
     quantisation: Literal["none", "nf4"] = Field("none", description="how the frozen weights are stored")
-    lora_rank: whole(0) = Field(0, description="rank of the adapters; 0: no adapters, all parameters are trained")
-    lora_alpha: whole(1) = Field(16, description="adapters are scaled by lora_alpha / lora_rank")
+    lora_rank: Natural = Field(0, description="rank of the adapters; 0: no adapters, all parameters are trained")
+    lora_alpha: Positive = Field(16, description="adapters are scaled by lora_alpha / lora_rank")
 
     @field_validator("base_model", mode="before")
     @classmethod

@@ -29,10 +29,10 @@ from typing import Any
 from . import wide_registers
 from daedalus.results import (
     CHECKOUT,
-    PACKAGE,
     data_dir,
     data_folders,
     library_hash,
+    module_files,
     modules_used,
     notebook_code,
     short_hash,
@@ -376,7 +376,8 @@ def _modules(
     path: Path,  # a notebook
 ) -> list[Path]:
     """The files of the library that a notebook stands on."""
-    return [PACKAGE / f"{name}.py" for name in modules_used(_code(path, path.stat().st_mtime_ns))]
+    files = module_files()
+    return [files[name] for name in modules_used(_code(path, path.stat().st_mtime_ns))]
 
 
 def writers() -> dict[str, str]:
@@ -406,7 +407,7 @@ def _data_files(
     named = _named(QUOTED, path, *_modules(path)) - {"results"}
     places = [place for folder in data_folders() if folder.is_dir() for place in sorted(folder.iterdir())]
     chosen = [place for place in places if place.name in named]
-    files = (file for place in chosen for file in (sorted(place.iterdir()) if place.is_dir() else [place]))
+    files = (file for place in chosen for file in (sorted(place.rglob("*")) if place.is_dir() else [place]))
     return [file for file in files if file.is_file()]
 
 
@@ -438,9 +439,9 @@ def inputs(
 # %% ../nbs/13_reproduce.ipynb #tree-hash
 def tree_hash() -> str:
     """A hash of all that the tests depend on: library, tests, notebooks, data, settings and versions."""
-    patterns = ("daedalus/*.py", "tests/*.py", "nbs/*.ipynb", "data/**/*.json", "*.ini", "*.txt", "*.py", "*.md",
-                "data/*.mplstyle", ".github/**/*.yml", "Makefile", "paper/*.*", "paper/*/*.*")
-    files = sorted(path for pattern in patterns for path in CHECKOUT.glob(pattern))
+    patterns = ("daedalus/**/*.py", "tests/**/*", "nbs/**/*.ipynb", "data/**/*", "paper/**/*", ".github/**/*", ".ci/*", "*")
+    found = {path for pattern in patterns for path in CHECKOUT.glob(pattern) if path.is_file()}
+    files = sorted(path for path in found if not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts))
     contents = [part for path in files for part in (path.relative_to(CHECKOUT).as_posix(), path.read_bytes())]
     return short_hash(json.dumps(versions(), sort_keys=True), *contents)
 

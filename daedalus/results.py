@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'CHECKOUT', 'VERSIONED', 'data_dir', 'data_folders', 'data_file', 'results_dir', 'figures_dir',
-           'write_text', 'check_output', 'notebook_code', 'modules_used', 'short_hash', 'library_hash', 'versions',
-           'provenance', 'write_result', 'read_result', 'save_figure']
+           'write_text', 'check_output', 'notebook_code', 'module_files', 'modules_used', 'short_hash', 'library_hash',
+           'versions', 'provenance', 'write_result', 'read_result', 'save_figure']
 
 # %% ../nbs/00_results.ipynb #imports
 import ast
@@ -112,33 +112,56 @@ def notebook_code(
 @cache
 def _imported(
     code: str,  # Python source
+    package: str = "daedalus",  # that the code is in: where leading dots start
 ) -> frozenset[str]:
-    """Names below `daedalus` that `code` imports; "" stands for the package itself."""
-    names = set()
+    """What `code` imports from below `daedalus`, such as "schema.Mechanism"; "" stands for the package itself."""
+    names, inside = set(), package.split(".")
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = ".".join(filter(None, ["daedalus" if node.level else "", node.module]))
-            names |= {f"daedalus.{alias.name}" for alias in node.names} if module == "daedalus" else {module}
-    return frozenset(name.partition(".")[2].split(".")[0] for name in names if name.split(".")[0] == "daedalus")
+            above = inside[:len(inside) - node.level + 1] if node.level else []
+            module = ".".join([*above, *filter(None, [node.module])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return frozenset(name.partition(".")[2] for name in names if name.split(".")[0] == "daedalus")
+
+# %% ../nbs/00_results.ipynb #module-files
+def module_files() -> dict[str, Path]:
+    """The library's modules by name, such as "schema" or "market.engine", without what nbdev and Python add at the top."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts not in (("__init__",), ("_modidx",)) and not any(part.startswith(".") for part in parts):
+            found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def _package_of(
+    module: str,  # its name, as in `module_files`
+    file: Path,  # that it is in
+) -> str:
+    """The package in which a module is, with the library's name before it."""
+    return ".".join(["daedalus", module] if file.stem == "__init__" else ["daedalus", *module.split(".")[:-1]])
 
 # %% ../nbs/00_results.ipynb #modules-used
 def modules_used(
-    code: str,  # Python source of a notebook
+    code: str,  # Python source of a notebook or a module
+    package: str = "daedalus",  # that the code is in, if it is a module's
 ) -> list[str]:
     """Names of the library's modules that `code` stands on, directly or through one another, sorted.
 
     A name imported from the package itself, such as `daedalus.simulate`, can come from anywhere: then all are listed.
     """
-    sources = {path.stem: path for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")}
-    used, waiting = set(), set(_imported(code))
+    files, used, waiting = module_files(), set(), set(_imported(code, package))
     while waiting:
-        name = waiting.pop()
-        if name not in sources:
-            return sorted(sources)
-        used.add(name)
-        waiting |= _imported(sources[name].read_text(encoding="utf-8")) - used - {""}
+        parts = waiting.pop().split(".")
+        found = {".".join(parts[:length]) for length in range(1, len(parts) + 1)} & set(files)
+        if not found:
+            return sorted(files)
+        for name in found - used:
+            used.add(name)
+            text = files[name].read_text(encoding="utf-8")
+            waiting |= _imported(text, _package_of(name, files[name])) - {""}
     return sorted(used)
 
 # %% ../nbs/00_results.ipynb #library-hash
@@ -156,8 +179,9 @@ def library_hash(
     modules: Iterable[str] | None = None,  # module names; default: every module
 ) -> str:
     """A hash of the library's sources, 16 hexadecimal digits: the same text, the same hash."""
-    names = sorted(modules) if modules is not None else modules_used("import daedalus")
-    return short_hash(*(part for name in names for part in (name, (PACKAGE / f"{name}.py").read_bytes())))
+    files = module_files()
+    names = sorted(files if modules is None else modules)
+    return short_hash(*(part for name in names for part in (name, files[name].read_bytes())))
 
 # %% ../nbs/00_results.ipynb #provenance
 VERSIONED = ("numpy", "scipy", "numba")  # packages whose version can change a number

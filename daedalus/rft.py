@@ -9,7 +9,7 @@ __all__ = ['Teacher', 'acceptance', 'RftSettings', 'ahead', 'Lesson', 'rejection
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -21,7 +21,7 @@ from .env import draw_training_population
 from .iterate import improve
 from .language import LanguageDesigner, messages
 from .market import ROUNDS, WARM_UP
-from .schema import Mechanism, Observation, Record, amount, whole
+from .schema import Mechanism, Observation, Positive, Record, Share, amount, whole
 from .search import Draw, Examples
 from .states import draw_populations, visits
 
@@ -120,12 +120,12 @@ def acceptance(
 class RftSettings(Record):
     """Which states are visited, and how strictly replies are selected there."""
 
-    populations: whole(2) = Field(1000, description="episodes played, each of ten states")
-    published_share: amount(1) = Field(0.3, description="share of the episodes that are seen as published")
-    guided: amount(1) = Field(0.0, description="probability that the teacher plays a step, not the model")
-    detour: amount(1) = Field(0.2, description="probability that chance plays a step, whoever's turn it is")
-    kept: whole(1) = Field(1, description="replies kept for each state that is learned from")
-    temperature: amount(10) = Field(0.0005, description="difference in value that makes a reply e times as likely")
+    populations: Annotated[int, whole(2)] = Field(1000, description="episodes played, each of ten states")
+    published_share: Share = Field(0.3, description="share of the episodes that are seen as published")
+    guided: Share = Field(0.0, description="probability that the teacher plays a step, not the model")
+    detour: Share = Field(0.2, description="probability that chance plays a step, whoever's turn it is")
+    kept: Positive = Field(1, description="replies kept for each state that is learned from")
+    temperature: Annotated[float, amount(10)] = Field(0.0005, description="difference in value that makes a reply e times as likely")
 
 # %% ../nbs/10_rft.ipynb #pupil
 class _Pupil(Designer):

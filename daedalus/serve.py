@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import anyio
 import orjson
@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from . import __version__
 from .designers import Designer, FixedDesigner, RandomDesigner, informed_greedy
 from .env import RECENT, EpisodeError
-from .market import SCORES, SIGNALS
+from .market import SIGNALS, Score, Signal
 from .openenv import DaedalusAction, DaedalusObservation, DaedalusOpenEnv, DaedalusState, ResetOptions
 from .results import CHECKOUT, data_dir, figures_dir
 from .schema import (
@@ -300,10 +300,10 @@ class DesignRequest(Record):
     """What the designer is shown."""
 
     model_config = _example(round_number=1, market_outcomes=[{"welfare": 0.7, "fairness": 0.4, "participation": 1.0}])
-    round_number: whole(0, 10**6) = Field(0, description="steps played so far")
-    episode_length: whole(1, 10**6) = Field(10, description="steps in the episode")
+    round_number: Annotated[int, whole(0, 10**6)] = Field(0, description="steps played so far")
+    episode_length: Annotated[int, whole(1, 10**6)] = Field(10, description="steps in the episode")
     market_outcomes: tuple[RecentOutcome, ...] = Field((), max_length=1000, description="outcomes so far, oldest first")
-    signals: dict[Literal[SIGNALS], Number] | None = Field(None, description="population signals, all of them or none")
+    signals: dict[Signal, Number] | None = Field(None, description="population signals, all of them or none")
     mechanism: Mechanism | None = Field(None, description="the mechanism played last")
 
     def observation(self) -> Observation:
@@ -420,7 +420,7 @@ async def health(request: Request) -> Health:
 class BatchReply(BaseModel):
     """The scores of a batch."""
 
-    scores: dict[Literal[SCORES], list[list[float]]] = Field(description="by score: [entries][steps]")
+    scores: dict[Score, list[list[float]]] = Field(description="by score: [entries][steps]")
 
 
 async def simulate(request: Request, batch: Batch) -> BatchReply:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -22,19 +23,19 @@ from .designers import Designer, informed_greedy
 from .env import EpisodeError
 from .market import SCORES, simulate
 from .openenv import LARGEST_SEED, MOST_STEPS, DaedalusAction, DaedalusObservation, DaedalusOpenEnv
-from .schema import Mechanism, Observation, Record, amount, whole
+from .schema import Mechanism, Natural, Observation, Positive, Record, amount, whole
 
 # %% ../nbs/12_sessions.ipynb #limits
 class Limits(Record):
     """What a service grants."""
 
-    sessions: whole(1) = Field(64, description="episodes at a time over sockets, and as many over plain requests")
-    idle: amount(86400) = Field(600.0, description="seconds without a message after which a session is forgotten")
-    waiting: whole(0) = Field(16, description="requests that may wait for the designer, and batches for their turn")
-    patience: amount(3600) = Field(20.0, description="seconds that a request waits for the designer")
-    body: whole(1) = Field(2**16, description="bytes in the body of a request, and in a frame of a socket")
-    batch_body: whole(1) = Field(2**21, description="bytes in the body of a batch")
-    brackets: whole(1) = Field(1000, description="opening brackets in a frame of a socket")
+    sessions: Positive = Field(64, description="episodes at a time over sockets, and as many over plain requests")
+    idle: Annotated[float, amount(86400)] = Field(600.0, description="seconds without a message after which a session is forgotten")
+    waiting: Natural = Field(16, description="requests that may wait for the designer, and batches for their turn")
+    patience: Annotated[float, amount(3600)] = Field(20.0, description="seconds that a request waits for the designer")
+    body: Positive = Field(2**16, description="bytes in the body of a request, and in a frame of a socket")
+    batch_body: Positive = Field(2**21, description="bytes in the body of a batch")
+    brackets: Positive = Field(1000, description="opening brackets in a frame of a socket")
     origins: tuple[str, ...] = Field((), description="other addresses whose pages may call, such as https://example.org")
 
 
@@ -207,10 +208,10 @@ class Entry(Record):
     """One episode of a batch."""
 
     mechanism: Mechanism = Field(Mechanism(), description="the rules, held for the whole episode")
-    stage: whole(0, 4) = Field(4, description="stage of the curriculum that the bidders are like")
+    stage: Annotated[int, whole(0, 4)] = Field(4, description="stage of the curriculum that the bidders are like")
     population: Population | None = Field(None, description="the bidders themselves, instead of a stage")
-    seed: whole(0, LARGEST_SEED) = Field(0, description="seed of the episode")
-    episode: whole(0, LARGEST_SEED) = Field(0, description="which of the seed's episodes")
+    seed: Annotated[int, whole(0, LARGEST_SEED)] = Field(0, description="seed of the episode")
+    episode: Annotated[int, whole(0, LARGEST_SEED)] = Field(0, description="which of the seed's episodes")
 
     @model_validator(mode="after")
     def _one_population(self):
@@ -224,7 +225,7 @@ class Batch(Record):
     """Many mechanisms to score."""
 
     entries: tuple[Entry, ...] = Field(min_length=1, max_length=MOST_ENTRIES, description="the episodes")
-    steps: whole(1, MOST_STEPS) = Field(10, description="steps of each episode")
+    steps: Annotated[int, whole(1, MOST_STEPS)] = Field(10, description="steps of each episode")
 
     @model_validator(mode="after")
     def _bounded(self):

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import Field
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .designers import Designer
 from .language import LanguageDesigner, chat_text, messages
-from .schema import Mechanism, Observation, Record, amount, whole
+from .schema import Mechanism, Natural, Observation, Positive, Record, Share, amount
 from .states import STAGE_SHARE, draw_populations, visits
 
 if TYPE_CHECKING:
@@ -119,16 +119,16 @@ def _labelled(
 class FineTuneSettings(Record):
     """How a model is fine-tuned on pairs."""
 
-    steps: whole(1) = Field(300, description="steps of the optimiser")
-    batch_size: whole(1) = Field(32, description="pairs in a step")
-    learning_rate: amount(1) = Field(2e-3, description="highest step size")
-    warm_up: whole(0) = Field(20, description="steps over which the learning rate rises")
-    floor: amount(1) = Field(0.1, description="share of the learning rate that is left at the end")
-    beta1: amount(1) = Field(0.9, description="decay of the mean gradient")
-    beta2: amount(1) = Field(0.95, description="decay of the mean squared gradient")
-    weight_decay: amount(1) = Field(0.01, description="pull of the weights towards zero")
-    max_grad_norm: amount(1000) = Field(1.0, description="longer gradients are shortened to this")
-    seed: whole(0) = Field(0, description="draws the order of the pairs")
+    steps: Positive = Field(300, description="steps of the optimiser")
+    batch_size: Positive = Field(32, description="pairs in a step")
+    learning_rate: Share = Field(2e-3, description="highest step size")
+    warm_up: Natural = Field(20, description="steps over which the learning rate rises")
+    floor: Share = Field(0.1, description="share of the learning rate that is left at the end")
+    beta1: Share = Field(0.9, description="decay of the mean gradient")
+    beta2: Share = Field(0.95, description="decay of the mean squared gradient")
+    weight_decay: Share = Field(0.01, description="pull of the weights towards zero")
+    max_grad_norm: Annotated[float, amount(1000)] = Field(1.0, description="longer gradients are shortened to this")
+    seed: Natural = Field(0, description="draws the order of the pairs")
 
 # %% ../nbs/09_sft.ipynb #trainer-settings
 def _trainer_settings(

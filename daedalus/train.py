@@ -33,7 +33,7 @@ from .language import LanguageDesigner
 from .policy import PolicySettings, load_model, load_policy, with_adapters
 from .results import data_dir, provenance, short_hash, write_text
 from .rft import RftSettings, Teacher, rejection_rows
-from .schema import Mechanism, Observation, Record, amount, whole
+from .schema import Mechanism, Natural, Observation, Positive, Record, amount
 from .search import Draw, try_library
 from .sft import FineTuneSettings, design_pairs, fine_tune
 from .states import draw_populations
@@ -47,7 +47,7 @@ class SftPhase(Record):
     """Supervised fine-tuning on synthetic pairs."""
 
     kind: Literal["sft"] = "sft"
-    pairs: whole(1) = Field(9600, description="pairs of a prompt and a random mechanism")
+    pairs: Positive = Field(9600, description="pairs of a prompt and a random mechanism")
     tuning: FineTuneSettings = Field(FineTuneSettings(), description="how the model is fine-tuned on them")
 
 
@@ -56,7 +56,7 @@ class RftPhase(Record):
 
     kind: Literal["rft"] = "rft"
     lesson: RftSettings = Field(RftSettings(), description="which states are visited, and which replies are kept")
-    replay: amount(10) = Field(0.5, description="rows of earlier rounds mixed in, as a multiple of the new rows")
+    replay: Annotated[float, amount(10)] = Field(0.5, description="rows of earlier rounds mixed in, as a multiple of the new rows")
     tuning: FineTuneSettings = Field(FineTuneSettings(), description="how the model is fine-tuned on the kept replies")
 
 
@@ -65,7 +65,7 @@ class GrpoPhase(Record):
 
     kind: Literal["grpo"] = "grpo"
     settings: GrpoSettings = Field(GrpoSettings(), description="how the phase is run")
-    adapters: whole(0) = Field(0, description="rank of adapters trained in place of all weights, and merged at the end")
+    adapters: Natural = Field(0, description="rank of adapters trained in place of all weights, and merged at the end")
 
 
 Phase = Annotated[SftPhase | RftPhase | GrpoPhase, Field(discriminator="kind")]
@@ -76,8 +76,8 @@ class Profile(Record):
 
     about: str = Field(description="what the profile is for, in a sentence")
     policy: PolicySettings = Field(PolicySettings(), description="the model before training")
-    teacher_rounds: whole(0) = Field(0, description="simulated rounds from which the teacher of rejection sampling learns")
-    ahead_rounds: whole(0) = Field(0, description="simulated rounds in which it learns to look ahead, for each observation")
+    teacher_rounds: Natural = Field(0, description="simulated rounds from which the teacher of rejection sampling learns")
+    ahead_rounds: Natural = Field(0, description="simulated rounds in which it learns to look ahead, for each observation")
     phases: tuple[Phase, ...] = Field(description="in order")
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .language import LanguageDesigner
 from .results import data_dir, provenance, short_hash, write_text
-from .schema import Record, whole
+from .schema import Natural, Positive, Record
 from .train import (
     AskedOnce, AsPublished, Profile, borrow_phases, held_out_rewards, one_thread, restore_policy, run_phases)
 
@@ -67,8 +67,8 @@ class AblationPlan(Record):
     """A recipe, and variants of it that are trained with the same seeds."""
 
     about: str  # in a sentence
-    seeds: tuple[whole(0), ...]
-    episodes: whole(1)  # held-out episodes of each suite that every training is measured on
+    seeds: tuple[Natural, ...]
+    episodes: Positive  # held-out episodes of each suite that every training is measured on
     base: Profile
     variants: tuple[Variant, ...]
 

@@ -68,14 +68,14 @@ def run(copy, *command):
 def test_a_recipe_works(heading, copy):
     *steps, (language, notebook, _, _, proof) = blocks(heading)
     assert language == "python" and not notebook and "assert" in proof, "a recipe ends with what shows that it works"
-    before = {path.name: path.read_bytes() for path in (copy / "daedalus").glob("*.py")}
+    before = {path: path.read_bytes() for path in (copy / "daedalus").rglob("*.py")}
     for language, notebook, name, above, text in steps:
         if language == "diff":
             change(copy / notebook, name, text)
         else:
             insert(copy / notebook, name, above, text)
     run(copy, str(Path(sys.executable).parent / "nbdev-export"))
-    changed = {path.name for path in (copy / "daedalus").glob("*.py") if path.read_bytes() != before[path.name]}
+    changed = {path.name for path in before if path.read_bytes() != before[path]}
     modules = {re.search(r"default_exp (\w+)", (copy / notebook).read_text())[1] for _, notebook, *_ in steps}
     assert changed - {"_modidx.py"} == {f"{module}.py" for module in modules}
     told = run(copy, sys.executable, "-c", f"import daedalus\nprint(daedalus.__file__)\n{proof}").splitlines()

@@ -134,7 +134,6 @@ def package(tmp_path, monkeypatch):
     for name, code in (("base", "x = 1"), ("top", "def late():\n    from .base import x"), ("apart", "import numpy")):
         results.write_text(folder / f"{name}.py", code)
     monkeypatch.setattr(results, "PACKAGE", folder)
-    monkeypatch.setattr(reproduce, "PACKAGE", folder)
     return folder
 
 
