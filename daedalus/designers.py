@@ -52,6 +52,10 @@ class FixedDesigner(Designer):
     def __call__(self, observation: Observation) -> Mechanism:
         return self.mechanism
 
+    def on(self, episodes: Episodes) -> list[Mechanism]:
+        """The same for every episode of a batch, which nobody needs to observe."""
+        return [self.mechanism] * len(episodes.mechanisms)
+
 
 informed_greedy = FixedDesigner(INFORMED_GREEDY)
 
@@ -78,7 +82,9 @@ def _design(
     designer: Designer | Callable[[Observation], Mechanism],
     episodes: Episodes,
 ) -> list[Mechanism]:
-    """The designer's mechanism for each episode; a plain function is asked one by one."""
+    """The designer's mechanism for each episode, from the batch as it is or from observations; a plain function is asked one by one."""
+    if hasattr(designer, "on"):
+        return designer.on(episodes)
     observations = observe(episodes)
     if hasattr(designer, "design_batch"):
         return designer.design_batch(observations)

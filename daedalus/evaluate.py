@@ -22,6 +22,7 @@ from .env import DaedalusEnv, suite
 from .language import LanguageDesigner
 from .market import SCORES
 from .results import check_output, data_dir, versions, write_text
+from .runtime import use_threads
 from .schema import DOMAIN, Mechanism
 from .search import best_fixed, oracle
 from .style import OTHER, look
@@ -39,7 +40,7 @@ class _Knowing:
     ):
         self.mechanisms = list(mechanisms)
 
-    def design_batch(self, observations):
+    def on(self, episodes):
         return self.mechanisms
 
 
@@ -72,6 +73,7 @@ def evaluate(
     episodes: int = 30, # of each designer, at least 1: episode e faces population e modulo their number
     seed: int = 0,      # from 0
     steps: int = 10,    # of an episode
+    threads: int | None = None, # at least 1; None: one for each core; the bits are the same with any number
 ) -> "pd.DataFrame":    # one row for each designer and episode
     """Play every designer on the same episodes.
 
@@ -81,8 +83,9 @@ def evaluate(
     import pandas as pd
 
     keys = ["designer", "episode", "at", "population"]
-    tables = [played.groupby(keys, as_index=False)[list(SCORES)].mean()
-              for played in _plays(designers, suite, episodes, seed, steps)]
+    with use_threads(threads):
+        tables = [played.groupby(keys, as_index=False)[list(SCORES)].mean()
+                  for played in _plays(designers, suite, episodes, seed, steps)]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/11_evaluate.ipynb #yardsticks

@@ -28,6 +28,7 @@ import numpy as np
 from .bidders import Population
 from .market import SCORES, simulate
 from .results import library_hash, modules_used, short_hash, versions, write_text
+from .runtime import use_threads
 from .schema import Mechanism, Record
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def _call(
         raise ValueError(f"a worker has other code for {name}, or other versions of packages, than this machine: "
                          "install the same on both")
     began = time.thread_time()
-    result = job.function(*job.arguments)
+    with use_threads(1):   # jobs run side by side in processes, each on one core
+        result = job.function(*job.arguments)
     spent = time.thread_time() - began
     try:
         return json.dumps(result, allow_nan=False), spent

@@ -6,8 +6,8 @@
 __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'VALUES', 'ENTRY', 'CHOICE', 'MEETING', 'REMORSE', 'RESALE', 'COLLUSION_AUDIT',
            'SHILL_AUDIT', 'Score', 'Signal', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'OUTLOOK', 'PRICE',
            'TRUST', 'GAIN', 'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM', 'BID_SQUARES',
-           'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'ENTRIES', 'TIE_BREAK', 'CHUNK', 'MarketState', 'new_market',
-           'Market', 'read_market', 'Floor', 'make_floor', 'enter_floor', 'enter', 'choose', 'ring_meets',
+           'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'ENTRIES', 'TIE_BREAK', 'LEAST', 'CHUNK', 'MarketState',
+           'new_market', 'Market', 'read_market', 'Floor', 'make_floor', 'enter_floor', 'enter', 'choose', 'ring_meets',
            'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'unit_value', 'sell_again', 'trade', 'pay_shill',
            'best_welfare', 'ring_saving', 'look_back', 'trade_session', 'audit', 'learn_arms', 'learn_beliefs',
            'participation', 'mean_shading', 'pairs_together', 'write_scores', 'session', 'play', 'advance', 'Outcomes',
@@ -27,9 +27,9 @@ from .bidders import (
     credit_two_units, detection, draw_arm, entry_probability, feedback, read_rules, ring_resolve, shade,
     shader_slopes, shill_detection, shill_range, update_arms)
 from .noise import fill_uniforms
-from .runtime import check_compiled, compiled
+from .runtime import check_compiled, compiled, in_threads, shares, use_threads
 from .rewards import fairness, stability
-from .schema import DEFAULT_MECHANISM, Mechanism, mechanisms_to_array
+from .schema import DEFAULT_MECHANISM, Mechanism, distinct, mechanisms_to_array
 
 # %% ../nbs/04_market.ipynb #sizes
 LOTS = 16     # lots in a session
@@ -129,10 +129,12 @@ def new_market(
     check_compiled()
     batch = len(populations) if isinstance(populations, Sequence) else len(_keys(seeds, None))
     populations = _aligned(populations, Population, batch, "populations")
-    kind = np.full((batch, max((p.bidders for p in populations), default=1)), -1)
-    for row, p in zip(kind, populations): row[:p.bidders] = p.kinds()
-    traits = np.array([(p.bidders, p.n_items, p.value_low, p.value_high, p.second_unit, p.return_rate) for p in populations],
-                      np.float64).reshape(batch, 6)
+    different, places = distinct(populations)
+    kind = np.full((len(different), max((p.bidders for p in different), default=1)), -1)
+    for row, p in zip(kind, different): row[:p.bidders] = p.kinds()
+    traits = np.array([(p.bidders, p.n_items, p.value_low, p.value_high, p.second_unit, p.return_rate) for p in different],
+                      np.float64).reshape(-1, 6)
+    kind, traits = kind[places], traits[places]
     belief = np.stack([np.ones(batch), traits[:, 2:4].mean(1), np.zeros(batch), np.zeros(batch)], 1)
     return MarketState(_keys(seeds, batch), kind, traits, np.zeros(batch, np.int64), np.zeros((*kind.shape, MOVES)), belief)
 
@@ -634,6 +636,9 @@ def play(
             state.round[b] += 1
 
 # %% ../nbs/04_market.ipynb #advance
+LEAST = 32   # markets that are worth a thread
+
+
 def _check_count(
     count: int,
     what: str, # name, for the error
@@ -657,9 +662,14 @@ def _advance(
     rounds: int,
     behaviour: Behaviour,
 ) -> np.ndarray:        # float [batch, rounds, METRICS]
-    "Play some rounds."
+    "Play some rounds, a large batch in several threads."
     scores = np.empty((len(rows), rounds, len(METRICS)))
-    if len(rows): play(state, rows, behaviour, make_floor(state, rounds), scores)
+
+    def some(part):
+        own = MarketState(*(array[part] for array in state))   # views: `play` changes the state itself
+        play(own, rows[part], behaviour, make_floor(own, rounds), scores[part])
+
+    in_threads(some, shares(len(rows), LEAST))
     return scores
 
 
@@ -727,16 +737,19 @@ def simulate(
     seeds,           # int from 0, or [batch] of them, or [batch, 2] of (seed, episode)
     steps: int = 10, # steps in an episode, at least 1
     behaviour: Behaviour = BEHAVIOUR,
+    threads: int | None = None, # at least 1; None: one for each core; the bits are the same with any number
 ) -> Outcomes:       # arrays [batch, steps]
     "Play whole episodes, each under one mechanism from its first step to its last."
     _check_count(steps, "steps")
     keys = _keys(seeds, None)
     batch = max(len(keys), *(len(values) for values in (mechanisms, populations) if isinstance(values, Sequence)), 1)
     rows, populations = _rows(mechanisms, batch), _aligned(populations, Population, batch, "populations")
-    keys, chunks = _keys(keys, batch), []
-    for at in range(0, batch, CHUNK):
-        now = slice(at, at + CHUNK)
-        state, _ = open_market(populations[now], keys[now], behaviour)
-        outcomes = [outcomes_of(state, _advance(state, rows[now], ROUNDS, behaviour)) for _ in range(steps)]
-        chunks.append([np.stack(field, 1) for field in zip(*outcomes)])
+    keys = _keys(keys, batch)
+
+    def some(part):
+        state, _ = open_market(populations[part], keys[part], behaviour)
+        outcomes = [outcomes_of(state, _advance(state, rows[part], ROUNDS, behaviour)) for _ in range(steps)]
+        return [np.stack(field, 1) for field in zip(*outcomes)]
+
+    with use_threads(threads): chunks = in_threads(some, shares(batch, LEAST, CHUNK))
     return Outcomes(*map(np.concatenate, zip(*chunks)))

@@ -6,8 +6,8 @@
 __all__ = ['AuctionType', 'CoalitionPolicy', 'AUCTION_TYPES', 'COALITION_POLICIES', 'MAX_RESERVE', 'MAX_PENALTY', 'Switch',
            'Number', 'Share', 'Natural', 'Positive', 'LONGEST_OBJECT', 'DEEPEST_BREAK', 'DOMAIN', 'FIELDS',
            'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'SYSTEM_PROMPT', 'Checks', 'amount', 'whole', 'Record',
-           'MechanismFields', 'MechanismError', 'Mechanism', 'mechanisms_to_array', 'Outcome', 'RecentOutcome',
-           'Observation']
+           'MechanismFields', 'MechanismError', 'Mechanism', 'distinct', 'mechanisms_to_array', 'Outcome',
+           'RecentOutcome', 'Observation']
 
 # %% ../nbs/00_schema.ipynb #schema-imports
 import json
@@ -328,13 +328,21 @@ INFORMED_GREEDY = Mechanism(
     shill_penalty=1.2, withdrawal_penalty=0.6, collusion_penalty=1.9, coalition_policy='penalize_suspected')
 
 # %% ../nbs/00_schema.ipynb #mechanisms-to-array
+def distinct(
+    objects: Sequence,  # any number, also none
+) -> tuple[list, np.ndarray]:  # each object once, and int [objects]: which of these each one is
+    "The objects of a batch, which often repeats a few: so that each is looked at once."
+    once = {id(each): each for each in objects}
+    rows = dict(zip(once, range(len(once))))
+    return list(once.values()), np.fromiter((rows[id(each)] for each in objects), np.int64, len(objects))
+
+
 def mechanisms_to_array(
     mechanisms: Sequence[Mechanism],  # any number, also none
 ) -> np.ndarray:                      # float64 [batch, 11], columns as in `FIELDS`
     "Many mechanisms as one array for compiled code."
-    rows = {m: row for row, m in enumerate(dict.fromkeys(mechanisms))}   # a batch often repeats a few mechanisms
-    table = np.array([m.to_array() for m in rows], dtype=np.float64).reshape(-1, len(FIELDS))
-    return table[np.fromiter((rows[m] for m in mechanisms), np.int64, len(mechanisms))]
+    different, places = distinct(mechanisms)
+    return np.array([m.to_array() for m in different], dtype=np.float64).reshape(-1, len(FIELDS))[places]
 
 # %% ../nbs/00_schema.ipynb #outcome
 class Outcome(Record):

@@ -16,6 +16,7 @@ from .bidders import Population
 from .designers import ContextualDesigner, Designer
 from .env import Episodes, draw_training_population, observe, open_episodes, play_step
 from .market import SCORES
+from .runtime import use_threads
 from .schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism, Observation
 from .search import Draw
 
@@ -80,6 +81,7 @@ def outlook(
     horizon: int = 4,  # steps that a mechanism is held, at least 1
     futures: int = 1,  # futures to average over, at least 1
     then: ContextualDesigner | None = None,  # who plays on after the first step, to the episode's end at most; None: the mechanism is held
+    threads: int | None = None,  # at least 1; None: one for each core; the bits are the same with any number
 ) -> dict[str, np.ndarray]:  # by name of a score, float64 [states, mechanisms, futures]: sums, as shares of the horizon
     """The scores that each mechanism would earn from where the episodes stand."""
     states, choices = len(mechanisms), len(mechanisms[0])
@@ -92,9 +94,10 @@ def outlook(
     if then is None:
         ahead = ahead._replace(episode_length=episodes.round_number + horizon)
     total = dict.fromkeys(SCORES, 0.0)
-    for step in range(min(horizon, ahead.episode_length - ahead.round_number)):
-        ahead = play_step(ahead, then.on(ahead) if then and step else played)
-        total = {name: total[name] + getattr(ahead.recent[-1], name) for name in SCORES}
+    with use_threads(threads):
+        for step in range(min(horizon, ahead.episode_length - ahead.round_number)):
+            ahead = play_step(ahead, then.on(ahead) if then and step else played)
+            total = {name: total[name] + getattr(ahead.recent[-1], name) for name in SCORES}
     return {name: (sums / horizon).reshape(states, choices, futures) for name, sums in total.items()}
 
 # %% ../nbs/09_states.ipynb #snapshot

@@ -203,3 +203,11 @@ def test_bad_input_ends_in_one_sentence_and_code_2(options, says, tmp_path):
     done = subprocess.run([*COMMAND, "inference", *options], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_is_the_same_to_the_bit_on_any_number_of_threads():
+    designers = {"random": dd.RandomDesigner(3), "best": dd.FixedDesigner(dd.INFORMED_GREEDY), "oracle": dd.oracle("stages")}
+    one, three = (dd.evaluate(designers, "stages", 80, 5, steps=2, threads=threads) for threads in (1, 3))
+    pd.testing.assert_frame_equal(one, three, check_exact=True)
+    with pytest.raises(ValueError, match="threads must be a whole number of at least 1"):
+        dd.evaluate(designers, episodes=2, threads=0)

@@ -4,12 +4,16 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import textwrap
+import threading
+import time
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from daedalus import market
+from daedalus import market, runtime
 from daedalus.auction import clear
 from daedalus.bidders import BEHAVIOUR, KINDS, MAX_BIDDERS, MOVES, Population, PopulationError, read_rules
 from daedalus.market import LOTS, METRICS, ROUNDS, SCORES, SIGNALS, MarketState, advance, new_market, open_market, simulate, step
@@ -530,3 +534,76 @@ def test_a_ring_trusts_only_where_it_can_meet(auction_type):
     alone = advance(new_market(Population(truthful=3, colluder=1), range(5)), open_rules, 10)
     pair = advance(new_market(Population(truthful=1, colluder=3), range(5)), open_rules, 10)
     assert (alone[..., trust] == 0).all() and (pair[:, -1, trust] > 0).all()
+
+
+# Threads
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7, None])
+@pytest.mark.parametrize("batch", [1, 70, 130])
+def test_any_number_of_threads_gives_the_same_bits(threads, batch):
+    one, other = (simulate(*mixed(batch), 3, threads=number) for number in (1, threads))
+    assert all((a == b).all() for a, b in zip(one, other, strict=True))
+
+
+def test_a_large_batch_is_shared_among_threads_and_each_share_keeps_to_its_own(monkeypatch):
+    inside, play = set(), market.play
+
+    def noted(*arguments):
+        inside.add((threading.get_ident(), runtime.thread_count()))
+        time.sleep(0.05)
+        play(*arguments)
+
+    monkeypatch.setattr(market, "play", noted)
+    simulate(*mixed(130), 1, threads=3)
+    assert len(inside) == 3
+    assert {count for _, count in inside} == {1}
+    inside.clear()
+    simulate(*mixed(20), 1, threads=3)   # fewer than are worth a second thread
+    assert len(inside) == 1
+
+
+def test_threads_are_those_of_numba_unless_chosen():
+    assert runtime.thread_count() == numba.config.NUMBA_NUM_THREADS
+    with runtime.use_threads(2), runtime.use_threads(None):
+        assert runtime.thread_count() == 2
+    with runtime.use_threads(np.int64(2)):
+        assert runtime.thread_count() == 2
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_no_number_of_threads_is_refused_in_one_sentence(threads):
+    with pytest.raises(ValueError, match=r"^threads must be a whole number of at least 1, or None .*, not"):
+        simulate(DEFAULT_MECHANISM, Population.stage(0), 0, threads=threads)
+
+
+@pytest.mark.parametrize("count, threads, least, most", [(0, 2, 1, None), (1, 4, 32, 512), (100, 2, 32, 512), (5000, 2, 32, 512), (63, 9, 32, None)])
+def test_shares_cover_a_batch_in_order(count, threads, least, most):
+    with runtime.use_threads(threads):
+        parts = runtime.shares(count, least, most)
+    assert [at for part in parts for at in range(count)[part]] == list(range(count))
+    assert all(part.stop - part.start <= (most or count) for part in parts)
+    assert sum(part.stop - part.start < least for part in parts) <= 1
+
+
+def test_an_error_in_a_share_reaches_the_caller():
+    def fails(part):
+        raise ZeroDivisionError(part.start)
+
+    with runtime.use_threads(2), pytest.raises(ZeroDivisionError):
+        runtime.in_threads(fails, runtime.shares(100))
+
+
+def test_a_forked_process_can_share_a_batch_too():
+    """Threads do not survive a fork: none are kept from one call to the next."""
+    code = """
+    import os, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import daedalus as dd
+    def play(): return dd.simulate(dd.DEFAULT_MECHANISM, dd.Population.stage(0), list(range(70)), 1, threads=2).reward.sum()
+    here, child = play(), os.fork()
+    if not child: os._exit(0 if play() == here else 1)
+    print(os.waitpid(child, 0)[1])
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "0"

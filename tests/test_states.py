@@ -82,6 +82,12 @@ def test_visits_without_detours_are_the_designers_own():
     assert any(o.mechanism != mechanism for v in often[1:] for o in v.observations)
 
 
+def test_an_outlook_is_the_same_to_the_bit_on_any_number_of_threads(episodes):
+    tried = random_mechanisms(6, 20)
+    one, three = (outlook(episodes, tried, seed=9, futures=2, threads=threads) for threads in (1, 3))
+    assert all((one[name] == three[name]).all() for name in one)
+
+
 def test_an_outlook_with_somebody_who_plays_on(episodes):
     class Stubborn:
         "Plays one mechanism, and notes where."
