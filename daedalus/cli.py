@@ -259,7 +259,8 @@ def train(
     if hub_job:
         options = {"--seed": seed, "--episodes": episodes, "--base-model": base_model, "--push": push}
         words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
-        return _run_as_job(job(profile, image, flavor, timeout, words), dry_run)
+        _run_as_job(job(profile, image, flavor, timeout, words), dry_run)
+        return 0
     if dry_run:
         typer.echo("\n".join(_plan(chosen)))
         return 0

@@ -272,7 +272,7 @@ def _kernel_class(
             options["kernel_spec_manager"] = KernelSpecManager(kernel_dirs=[])  # none but the one of this Python
             super().__init__(**options)
 
-        async def start_kernel(self, **options):
+        async def start_kernel(self, **options):  # type: ignore[override]  # the library wraps its own
             await super().start_kernel(**options, env=dict(environment), cwd=str(beside))
             room.add(self)
 

@@ -162,7 +162,8 @@ def modules_used(
 
     A name imported from the package itself, such as `daedalus.simulate`, can come from anywhere: then all are listed.
     """
-    files, used, waiting = module_files(), set(), set(_imported(code, package))
+    files, waiting = module_files(), set(_imported(code, package))
+    used: set[str] = set()
     while waiting:
         parts = waiting.pop().split(".")
         found = {".".join(parts[:length]) for length in range(1, len(parts) + 1)} & set(files)

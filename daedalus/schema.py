@@ -16,7 +16,7 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from operator import itemgetter
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from annotated_types import Ge, GroupedMetadata, Le
@@ -81,7 +81,7 @@ def _allowed(
         return 'one of ' + ', '.join(spec['enum'])
     if spec.get('type') == 'boolean':
         return 'true or false'
-    noun = {'number': 'a number', 'integer': 'a whole number'}.get(spec.get('type'))
+    noun = {'number': 'a number', 'integer': 'a whole number'}.get(spec.get('type', ''))
     if noun and 'maximum' in spec:
         return f"{noun} from {spec['minimum']:.16g} to {spec['maximum']:.16g}"
     return f"{noun} of at least {spec['minimum']}" if noun and 'minimum' in spec else None
@@ -131,7 +131,7 @@ class Record(BaseModel):
     def from_json(
         cls,
         text: str,  # JSON and nothing else
-    ) -> 'Record':
+    ) -> Self:
         "The record that a JSON text describes: the inverse of `to_json`."
         try:
             return cls.model_validate_json(text)
@@ -141,7 +141,7 @@ class Record(BaseModel):
     def replace(
         self,
         **changes,  # new values by field
-    ) -> 'Record':
+    ) -> Self:
         "A copy with some fields changed, checked like a new one."
         return type(self)(**{**dict(self), **changes})
 
@@ -253,7 +253,7 @@ def _domain(
     return (False, True) if spec['type'] == 'boolean' else float(spec['maximum'])
 
 
-DOMAIN = {name: _domain(spec) for name, spec in _properties(MechanismFields).items()}
+DOMAIN: dict[str, Any] = {name: _domain(spec) for name, spec in _properties(MechanismFields).items()}
 FIELDS = tuple(DOMAIN)
 
 # %% ../nbs/00_schema.ipynb #mechanism-error
@@ -408,7 +408,7 @@ class Observation(Record):
     reward: Share | None = Field(None, description='reward of the last step')
     done: Switch = Field(False, description='the episode is over')
 
-    def published(self) -> 'Observation':
+    def published(self) -> Self:
         "The published partial observation: without signals and without the last mechanism."
         return self.replace(signals=None, mechanism=None)
 

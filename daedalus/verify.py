@@ -97,7 +97,7 @@ def lookup(
     path: Sequence,  # the place, as a claim names it
 ) -> tuple[tuple, Any]:  # the keys that lead there, and the value
     """What is at a place of a result; ValueError where there is no such place."""
-    keys = ()
+    keys: tuple = ()
     for step in path:
         try:
             key, value = _step(value, step)
@@ -138,7 +138,8 @@ def holds(
         return before == now
     if _is_number(tolerance):
         return abs(now - before) <= tolerance
-    rule, bound = next(iter(tolerance.items())) if isinstance(tolerance, dict) and len(tolerance) == 1 else (None, None)
+    rules: dict[str, Any] = tolerance if isinstance(tolerance, dict) and len(tolerance) == 1 else {"": None}
+    (rule, bound), = rules.items()
     if rule == "inside":
         return beside[bound[0]] <= now <= beside[bound[1]]
     if rule == "above":
@@ -448,7 +449,7 @@ def recompute_claims(
     except NotebookError as error:
         rows = [_empty_row(claim, "paper", "failed", str(error)) for claim in own]
         return Recomputation(rows, f"{notebook}: failed", [f"{error}"])
-    rows = [_row(claim, "paper", _at(now[claim.result], claim.path), seconds) for claim in own]
+    rows = [_row(claim, "paper", _at(now[str(claim.result)], claim.path), seconds) for claim in own]
     others = [(name, *told) for name in results for told in rest(name, now[name])]
     misses = [f"{_places(name, keys)}: committed {before!r}, recomputed {found!r}"
               for name, keys, before, found, word in others if word == "MISS"]
@@ -525,13 +526,13 @@ def _chosen(
     """The claims to show and the notebooks to recompute."""
     everything, writer = claims(), writers()
     written = sorted({writer[name] for name in writer if (data_dir() / "results" / f"{name}.json").exists()})
-    found = [claim for claim in everything if only in (None, claim.id, writer.get(claim.result))]
+    found = [claim for claim in everything if only in (None, claim.id, writer.get(claim.result or ""))]
     if profile == "smoke":
         found = [claim for claim in found if claim.spot or claim.id == only]
     if only and not found and (profile == "smoke" or only not in written):
         ids = "the id of a claim, see --list --verify" if only not in written else "one with a spot check"
         raise ValueError(f"there is no claim {only!r} to verify at profile {profile}: name a notebook or {ids}")
-    needed = {writer.get(claim.result) for claim in found} | ({only} if only in written else set())
+    needed = {writer.get(claim.result or "") for claim in found} | ({only} if only in written else set())
     return found, [name for name in written if only is None or name in needed]
 
 
