@@ -6,13 +6,19 @@ JOBS ?=
 BIN := .venv/bin
 REPRODUCE = $(BIN)/daedalus reproduce $(if $(JOBS),--jobs $(JOBS))
 READY := .venv/.ready
+# What `make quick` needs is part of what all others need.
+PLAYS := $(if $(wildcard $(READY)),$(READY),.venv/.plays)
 TREE := $(BIN)/python -c 'from daedalus.reproduce import tree_hash; print(tree_hash())'
 SHIPPED := $(BIN)/python -c 'from daedalus.train import SHIPPED; print(SHIPPED)'
 
-.PHONY: help reproduce verify test train ablations serve export bench clean
+.PHONY: help quick reproduce verify test train ablations serve export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
+
+quick: $(PLAYS) ## the published comparison and the paper again, from what is committed, in minutes
+	@echo "Playing the published comparison (a minute or two), then compiling the paper."
+	@$(BIN)/daedalus reproduce --profile quick
 
 reproduce: $(READY) ## run every notebook at full size; remake results, figures and README.md
 	$(REPRODUCE) --profile paper --keep-outputs
@@ -55,9 +61,12 @@ clean: ## remove what was built, .venv included
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find daedalus tests nbs -name __pycache__ -prune -exec rm -rf {} +
 
-$(READY): settings.ini setup.py constraints.txt
+$(READY): EXTRAS := search,data,train,serve,notebooks,dev
+.venv/.plays: EXTRAS := designer,notebooks
+$(READY) .venv/.plays: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "DAEDALUS needs Python 3.11 or newer: try make PYTHON=python3.11"; exit 1; }
+	@echo "Setting up .venv: this downloads the packages, once."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[search,data,train,serve,dev]'
-	@touch $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@

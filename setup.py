@@ -16,6 +16,7 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author=meta["author"],
+    project_urls={"Repository": meta["repository"]},
     keywords=meta["keywords"].split(),
     license=meta["license"],
     python_requires=f">={meta['min_python']}",

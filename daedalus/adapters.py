@@ -10,7 +10,7 @@ __all__ = ['UNKNOWN', 'SILENT', 'TOOL_PROMPT', 'mechanism_of_vector', 'vector_of
 import reprlib
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -70,7 +70,7 @@ def _flat_class() -> type:
 
         def __init__(self, population: Population, episode_length: int):
             self.env = gym_env(population, episode_length)
-            seen = self.env.observation_space
+            seen: Any = self.env.observation_space
             self.observation_space = spaces.Box(float(seen.low[0]), float(seen.high[0]), seen.shape, np.float32)
             self.action_space = spaces.Box(-1, 1, (len(FIELDS),), np.float32)
 
@@ -192,7 +192,7 @@ def _bidder_spaces(
 
     sizes = {"value": 1, "units": 1, "paid": 1, "price": 1, "winners": bidders, "bids": bidders,
              "distribution": bidders}
-    seen = {name: spaces.Box(UNKNOWN, 1, (size,), np.float64) for name, size in sizes.items()}
+    seen: dict[str, spaces.Space] = {name: spaces.Box(UNKNOWN, 1, (size,), np.float64) for name, size in sizes.items()}
     seen["rules"] = spaces.Box(UNKNOWN, MAX_PENALTY, (len(FIELDS),), np.float64)
     return spaces.Dict(seen), spaces.Box(0, 1, (1,), np.float64)
 
@@ -224,7 +224,9 @@ def _bidder_class() -> type:
         render_mode = None
 
         def __init__(self, sale: Sale, mechanism: Mechanism):
-            self.sale, self.mechanism, self._key, self.agents = sale, mechanism, None, []
+            self.sale, self.mechanism = sale, mechanism
+            self._key: Any = None  # (seed, episode), once there was a reset
+            self.agents: list[str] = []
             self.possible_agents = [f"bidder_{i}" for i in range(sale.bidders)]
             spaces = [_bidder_spaces(sale.bidders) for _ in self.possible_agents]
             self.observation_spaces = {agent: seen for agent, (seen, _) in zip(self.possible_agents, spaces)}

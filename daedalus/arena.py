@@ -147,8 +147,8 @@ def open_arena(
 def _frame(
     marks: str,  # SVG in percent of the frame, downwards
     label: str,  # what the chart shows, for those who do not see it
-    across: Mapping[float, str],  # label by position, percent from the left
-    up: Mapping[float, str],  # label by position, percent from the top
+    across: Mapping[int, str],  # label by position, percent from the left
+    up: Mapping[int, str] | Mapping[float, str],  # label by position, percent from the top
 ) -> str:
     """A chart that fills its column."""
     grid = "".join(f'<path class="dd-grid" d="M0,{at:.2f}H100"/>' for at in up)
@@ -236,7 +236,9 @@ def _lot_dots(
     lot: int,
 ) -> tuple[dict[int, list[str]], list[str]]:
     """Positions of a lot's bids by type, and of its winning bids."""
-    bids, winning, n = {}, [], len(seen.kind)
+    bids: dict[int, list[str]] = {}
+    winning: list[str] = []
+    n = len(seen.kind)
     for unit, row in enumerate((seen.bid[lot], seen.second_bid[lot])):
         for i in np.flatnonzero(row > 0):
             across = 100 * (lot + 0.2 + 0.6 * (i + 0.5) / n) / LOTS
@@ -399,7 +401,7 @@ def _levers(
     heads = "".join(f"<th>{_name(side, where)}</th>" for side, where in zip(arena.sides, SIDES))
     rows = []
     for name in FIELDS:
-        meaning = html.escape(MechanismFields.model_fields[name].description)
+        meaning = html.escape(MechanismFields.model_fields[name].description or "")
         cells = "".join(_lever_cell(side, where, name) for side, where in zip(arena.sides, SIDES))
         rows.append(f'<tr><th title="{meaning}">{name.replace("_", " ")}</th>{cells}</tr>')
     return (f'<table class="dd-levers"><thead><tr><th>lever</th>{heads}</tr></thead>'

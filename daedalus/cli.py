@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # %% ../nbs/14_cli.ipynb #app
 app = typer.Typer(
     help="DAEDALUS: train and judge designers of auction markets among adaptive, adversarial bidders.",
+    epilog="Environment: DAEDALUS_RESULTS_DIR and DAEDALUS_FIGURES_DIR name the folders that results and figures go to, in "
+           "place of build/; DAEDALUS_DATA_DIR a folder of data that is brought from outside.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -257,7 +259,8 @@ def train(
     if hub_job:
         options = {"--seed": seed, "--episodes": episodes, "--base-model": base_model, "--push": push}
         words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
-        return _run_as_job(job(profile, image, flavor, timeout, words), dry_run)
+        _run_as_job(job(profile, image, flavor, timeout, words), dry_run)
+        return 0
     if dry_run:
         typer.echo("\n".join(_plan(chosen)))
         return 0
@@ -349,7 +352,7 @@ def _verify(
 @app.command()
 @says_what_is_wrong
 def reproduce(
-    profile: Annotated[str, typer.Option(help="smoke: small, for tests. paper: full size, as committed.")] = "smoke",
+    profile: Annotated[str, typer.Option(help="smoke: small. paper: full size, as committed. quick: the headline.")] = "smoke",
     only: Annotated[list[str] | None, typer.Option(help="Notebook, such as 20_theory; may repeat. Or a claim.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say which would run, and run none.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run even where nothing changed.")] = False,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['informed_greedy', 'PUBLISHED_READINGS', 'READINGS', 'STRAY', 'DESIGNERS', 'Designer', 'FixedDesigner',
            'RandomDesigner', 'play', 'readings', 'readings_table', 'holding_rewards', 'promising', 'playing_on_rewards',
-           'explore', 'Kernel', 'KernelRidge', 'ContextualDesigner']
+           'explore', 'Kernel', 'KernelRidge', 'Model', 'ContextualDesigner']
 
 # %% ../nbs/06_designers.ipynb #imports
 from collections.abc import Callable, Sequence
@@ -194,7 +194,8 @@ def holding_rewards(
 ) -> np.ndarray:  # float64 [batch, library]: mean reward over those steps
     """What each mechanism of a library would earn from where the episodes stand."""
     def held(mechanism):
-        ahead, total = episodes._replace(episode_length=episodes.round_number + horizon), 0.0
+        ahead = episodes._replace(episode_length=episodes.round_number + horizon)
+        total: np.ndarray | float = 0.0
         while not ahead.done:
             ahead = play_step(ahead, mechanism)
             total = total + ahead.recent[-1].reward
@@ -224,7 +225,8 @@ def playing_on_rewards(
 ) -> np.ndarray:  # float64 [batch, library]: sum of the rewards, as a share of the horizon; NaN where nothing was tried
     """What each mechanism of a library is worth for a step, to a designer who plays on."""
     def earned(column):
-        ahead, total = play_step(episodes, [library[at] for at in column]), 0.0
+        ahead = play_step(episodes, [library[at] for at in column])
+        total: np.ndarray | float = 0.0
         for _ in range(min(horizon, episodes.episode_length - episodes.round_number) - 1):
             total = total + ahead.recent[-1].reward
             ahead = play_step(ahead, then.on(ahead))
@@ -339,13 +341,24 @@ class KernelRidge:
         gram = features.T @ features + penalty * np.eye(features.shape[1])
         return cls(kernel, whitening @ np.linalg.solve(gram, features.T @ (targets - mean)), mean)
 
+# %% ../nbs/06_designers.ipynb #model
+class Model(Protocol):
+    """What predicts the reward of each mechanism of a library from readings."""
+
+    def __call__(
+        self,
+        inputs: np.ndarray,  # [names], or [n, names]
+        /,
+    ) -> np.ndarray:  # [library], or [n, library]
+        """The rewards."""
+
 # %% ../nbs/06_designers.ipynb #contextual
 @dataclass(frozen=True)
 class ContextualDesigner(Designer):
     """Plays the mechanism of a library for which a model predicts the highest reward."""
 
     library: Sequence[Mechanism]  # what it chooses from
-    model: Callable[[np.ndarray], np.ndarray]  # readings [names] -> rewards [library]
+    model: Model  # readings [names] -> rewards [library]
     names: Sequence[str] = READINGS  # what it reads, of `READINGS`
 
     def __call__(self, observation: Observation) -> Mechanism:

@@ -115,7 +115,7 @@ class Episodes(NamedTuple):
 
     def select(
         self,
-        rows: Sequence[int],  # which of the batch, in which order; a row may come more than once
+        rows: Sequence[int] | np.ndarray,  # which of the batch, in which order; a row may come more than once
     ) -> "Episodes":
         """The episodes `rows` as a batch of their own."""
         recent = tuple(Outcomes(*(np.array(array[rows]) for array in outcomes)) for outcomes in self.recent)
@@ -204,7 +204,7 @@ def _observation(
     return Observation(
         round_number=episodes.round_number,
         episode_length=episodes.episode_length,
-        market_outcomes=tuple(RecentOutcome(**_row(past, RecentOutcome.model_fields, at)) for past in episodes.recent),
+        market_outcomes=tuple(RecentOutcome(**_row(past, tuple(RecentOutcome.model_fields), at)) for past in episodes.recent),
         signals=dict(zip(SIGNALS, last.signals[at].tolist(), strict=True)),
         mechanism=episodes.mechanisms[at],
         reward=float(last.reward[at]) if episodes.round_number else None,
@@ -235,7 +235,7 @@ class DaedalusEnv:
         episode_length: int = 10,  # steps, at least 1
     ):
         self.population, self.episode_length = population, episode_length
-        self._episodes = None
+        self._episodes: Episodes | None = None
 
     def reset(
         self,
@@ -321,7 +321,7 @@ def mechanism_of_action(
     if not isinstance(action, Mapping) or action.keys() != set(FIELDS):
         levers = ", ".join(FIELDS)
         raise MechanismError(f"an action must be a dict with the entries {levers}, not {reprlib.repr(action)}")
-    return Mechanism.from_array([float(action[name]) for name in FIELDS])
+    return Mechanism.from_array(np.array([float(action[name]) for name in FIELDS]))
 
 # %% ../nbs/05_env.ipynb #gym-class
 @cache
@@ -337,8 +337,9 @@ def _gym_class() -> type:
         """DaedalusEnv behind gymnasium's interface."""
 
         def __init__(self, population: Population, episode_length: int):
-            self.env, self._key = DaedalusEnv(population, episode_length), None
-            levers = {name: spaces.Box(0, domain, (), np.float64) if isinstance(domain, float)
+            self.env = DaedalusEnv(population, episode_length)
+            self._key: tuple[int, int] | None = None
+            levers: dict[str, spaces.Space] = {name: spaces.Box(0, domain, (), np.float64) if isinstance(domain, float)
                       else spaces.Discrete(len(domain)) for name, domain in DOMAIN.items()}
             self.action_space = spaces.Dict(levers)
             self.observation_space = spaces.Box(0, MAX_BIDDERS, (len(FEATURES),), np.float64)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def _plays(designers, suite, episodes, seed, steps) -> Iterator["pd.DataFrame"]:
         if not callable(designer) and len(designer) != len(people):
             raise ValueError(f"designer {name!r} must have a mechanism for each of the {len(people)} populations, "
                              f"not {len(designer)}")
-        who = designer if callable(designer) else _Knowing([designer[i] for i in at])
+        who: Any = designer if callable(designer) else _Knowing([designer[i] for i in at])
         played = play(who, [people[i] for i in at], [(seed, e) for e in range(episodes)], steps)
         yield played.assign(designer=name, at=at[played["index"]], episode=played["index"])
 
@@ -203,7 +203,7 @@ def share_of_gap(
     for name in wide.columns.drop([low, high]):
         rewards = tuple(wide[[name, low, high]].dropna().to_numpy().T)
         least, most = _interval(rewards, _share, resamples)
-        rows[name] = {"share": float(_share(*rewards, axis=0)), "low": least, "high": most}
+        rows[name] = {"share": float(_share(rewards[0], rewards[1], rewards[2], axis=0)), "low": least, "high": most}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/11_evaluate.ipynb #published
@@ -249,7 +249,8 @@ def _draw_published(
     names: Sequence[str],  # of the designers, from left to right
 ) -> None:
     "Published means, and quartile ranges around them, beside the boxes."
-    numbers, label = published()["numbers"], "published mean and IQR"
+    numbers = published()["numbers"]
+    label: str | None = "published mean and IQR"
     for at, name in enumerate(names):
         if f"{name} mean" not in numbers: continue
         mean, spread = numbers[f"{name} mean"]["value"], numbers[f"{name} IQR"]["value"]
@@ -285,7 +286,7 @@ def _settings(
     mechanism: Mechanism,
 ) -> dict[str, float]:
     "A mechanism as numbers: amounts as they are, switches as 0 or 1, and a 1 at what was chosen."
-    numbers = {}
+    numbers: dict[str, float] = {}
     for name, value in mechanism:
         if isinstance(value, str): numbers |= {f"{name}: {choice}": float(value == choice) for choice in DOMAIN[name]}
         else: numbers[name] = float(value)
@@ -361,7 +362,7 @@ def adaptation_plot(
 
     axes = axes or plt.subplots(figsize=(6.4, 3.6), constrained_layout=True)[1]
     for name, rows in table.groupby("designer", sort=False):
-        axes.plot(rows["step"], rows["mean"], **look(name), label=name)
+        axes.plot(rows["step"], rows["mean"], label=name, **look(name))
         axes.fill_between(rows["step"], rows["low"], rows["high"], color=look(name)["color"], alpha=0.15, lw=0)
     axes.set(xlabel="step of the episode", ylabel="mean reward of the step", xticks=table["step"].unique())
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))

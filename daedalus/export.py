@@ -54,7 +54,7 @@ def _on_full_base(
     import torch
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    base, _ = load_model(settings.base_model, torch.float32)
+    base, _ = load_model(str(settings.base_model), torch.float32)
     full = get_peft_model(base, model.peft_config["default"])
     set_peft_model_state_dict(full, get_peft_model_state_dict(model))
     return full

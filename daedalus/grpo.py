@@ -66,7 +66,8 @@ class MarketRewards:
     ):
         self.horizon, self.futures, self.then = horizon, futures, then
         self.rounds, self.seconds = 0, 0.0
-        self._last, self._scores = None, {}
+        self._last: tuple | None = None
+        self._scores: dict[str, np.ndarray] = {}
 
     def scores(
         self,
@@ -88,10 +89,11 @@ class MarketRewards:
         earned = {"format": np.array([reply is not None for reply in replies], float)}
         earned |= {name: np.zeros(len(texts)) for name in SCORE_OF}
         for key in dict.fromkeys(zip(states, luck)):
-            rows = [at for at in range(len(texts)) if (states[at], luck[at]) == key and replies[at]]
-            if not rows:
+            valid = {at: reply for at, reply in enumerate(replies) if (states[at], luck[at]) == key and reply}
+            if not valid:
                 continue
-            found = outlook(restore(key[0]), [[replies[at] for at in rows]], key[1], self.horizon, self.futures, self.then)
+            rows = list(valid)
+            found = outlook(restore(key[0]), [list(valid.values())], key[1], self.horizon, self.futures, self.then)
             for name, score in SCORE_OF.items():
                 earned[name][rows] = found[score][0].mean(1)
             self.rounds += len(rows) * self.horizon * self.futures * ROUNDS
@@ -118,7 +120,7 @@ def spread_within(
     groups: Sequence,  # [replies]: what tells the groups apart
 ) -> float:
     """The mean over groups of the standard deviation within a group."""
-    members = {}
+    members: dict[object, list[float]] = {}
     for value, group in zip(values, groups):
         members.setdefault(group, []).append(value)
     return float(np.mean([np.std(rows) for rows in members.values()]))
@@ -297,7 +299,7 @@ def reinforce(
     trainer.add_callback(average)
     trainer.add_callback(progress_bar("GRPO", "reward"))
     trainer.remove_callback(PrinterCallback)
-    timed = {}
+    timed: dict[str, float] = {}
     for method in ("_generate_single_turn", "_calculate_rewards"):
         _timed(trainer, method, timed)
     start = time.perf_counter()

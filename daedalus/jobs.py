@@ -15,7 +15,7 @@ import reprlib
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cache
@@ -170,7 +170,7 @@ def _read(
         return None
 
 # %% ../nbs/07_jobs.ipynb #here
-Finished = Iterator[tuple[int, str, float]]   # number of a job, its result as JSON, seconds of processor time
+Finished = Generator[tuple[int, str, float], None, None]   # number of a job, its result as JSON, seconds of processor time
 
 
 def _here(
@@ -304,8 +304,9 @@ def run_jobs(
             if folder: _keep(files[at], jobs[at], text, seconds)
             done[at] = Done(json.loads(text), seconds, jobs[at].rounds, False)
             bar.update()
-    logging.getLogger(__name__).info("%s: %s", what, _told(done))
-    return done
+    results = [result for result in done if result]
+    logging.getLogger(__name__).info("%s: %s", what, _told(results))
+    return results
 
 # %% ../nbs/07_jobs.ipynb #cost
 def cost(

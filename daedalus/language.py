@@ -80,7 +80,8 @@ def _corpus() -> Iterator[str]:
             full = _example(n, outcomes)
             kinds = full, full.replace(mechanism=None), full.replace(signals=None), full.published()
             yield from (observation.prompt() for observation in kinds)
-        yield full.mechanism.to_text()
+        if full.mechanism:
+            yield full.mechanism.to_text()
 
 # %% ../nbs/08_language.ipynb #template
 END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"
@@ -175,6 +176,8 @@ def _padding(tokenizer: "PreTrainedTokenizerBase") -> int:
 # %% ../nbs/08_language.ipynb #reader
 class _Reader:
     """What a model has read in each row, and its scores for the next token."""
+
+    logits: "torch.Tensor"  # [rows, tokens]: the scores
 
     def __init__(
         self,

@@ -95,7 +95,7 @@ def _aligned(
     single,     # the type of one value
     batch: int, # markets
     what: str,  # name, for the error
-) -> list:
+) -> Sequence:
     "One value for each market; ValueError if the lengths do not fit."
     values = [values] * batch if isinstance(values, single) else values
     if not isinstance(values, Sequence): raise ValueError(f"{what} must be a {single.__name__} or a sequence of them, not {values!r}")
@@ -211,9 +211,10 @@ def make_floor(
     "Scratch arrays that are large enough for every market of a batch."
     n, items = state.kind.shape[1], int(state.traits[:, 1].max())
     reals, wholes = [np.zeros(n) for _ in range(7)], [np.zeros(n, np.int64) for _ in range(4)]
-    return Floor(state.kind[0], state.log_weight[0], state.belief[0], np.zeros(n + 8), *reals, *wholes, np.zeros((n, MOVES)), np.zeros((n, MOVES)),
-                 np.zeros(rounds), np.zeros(ENTRIES), np.zeros(items + 3), np.zeros(items + 3, np.int64), np.zeros(items),
-                 np.zeros(items, np.int64), np.zeros(LOTS * items + 8), np.zeros(LOTS * items + 8))
+    return Floor._make([
+        state.kind[0], state.log_weight[0], state.belief[0], np.zeros(n + 8), *reals, *wholes, np.zeros((n, MOVES)), np.zeros((n, MOVES)),
+        np.zeros(rounds), np.zeros(ENTRIES), np.zeros(items + 3), np.zeros(items + 3, np.int64), np.zeros(items),
+        np.zeros(items, np.int64), np.zeros(LOTS * items + 8), np.zeros(LOTS * items + 8)])
 
 
 @compiled
@@ -706,7 +707,7 @@ def outcomes_of(
     excess, variance = scores[..., pairs:].sum(1).T
     suppression = np.maximum(0.0, -excess / np.sqrt(np.where(variance > 0, variance, np.inf)))
     signals = np.concatenate([state.traits[:, :2], mean[:, seen:hidden], suppression[:, None]], 1)
-    return Outcomes(*mean[:, :seen].T, signals, mean[:, hidden:pairs])
+    return Outcomes._make([*mean[:, :seen].T, signals, mean[:, hidden:pairs]])
 
 
 def step(

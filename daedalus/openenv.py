@@ -58,9 +58,9 @@ class ResetOptions(Record):
         return Population(**dict(zip(KINDS, apportion(shares, self.n_agents))))
 
 # %% ../nbs/12_openenv.ipynb #action
+_LEVERS: dict[str, Any] = {name: (field.annotation, field) for name, field in MechanismFields.model_fields.items()}
 DaedalusAction = create_model(
-    "DaedalusAction", __base__=Action, __module__=__name__, __doc__="A mechanism, as OpenEnv's clients send it.",
-    **{name: (field.annotation, field) for name, field in MechanismFields.model_fields.items()})
+    "DaedalusAction", __base__=Action, __module__=__name__, __doc__="A mechanism, as OpenEnv's clients send it.", **_LEVERS)
 
 
 def mechanism_of(
@@ -107,7 +107,7 @@ class DaedalusState(State):
 class _Alone(NamedTuple):
     """One session of an observation."""
 
-    sessions: list[dict[str, float]]
+    sessions: list[dict[SessionScore, float]]
 
 
 def _mean(
@@ -122,7 +122,7 @@ class ScoreRubric(Rubric):
 
     def __init__(
         self,
-        name: str,  # of SESSION_SCORES
+        name: SessionScore,
     ):
         super().__init__()
         if name not in SESSION_SCORES:
@@ -166,7 +166,8 @@ class DaedalusOpenEnv(Environment[DaedalusAction, DaedalusObservation, DaedalusS
 
     def __init__(self):
         super().__init__(rubric=composite_rubric())
-        self._options, self._episodes, self._episode_id, self._closed = ResetOptions(), None, None, False
+        self._options, self._episode_id, self._closed = ResetOptions(), None, False
+        self._episodes: Any = None  # `Episodes`, once they are open
 
     def reset(
         self,

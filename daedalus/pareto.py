@@ -51,9 +51,9 @@ def nondominated(
 ) -> np.ndarray:        # bool [n]
     "Which points no other point dominates."
     points = np.asarray(points, float)
-    as_good = (points[None] >= points[:, None]).all(2)
-    better = (points[None] > points[:, None]).any(2)
-    return ~(as_good & better).any(1)
+    as_good = np.all(points[None] >= points[:, None], axis=2)
+    better = np.any(points[None] > points[:, None], axis=2)
+    return ~np.any(as_good & better, axis=1)
 
 # %% ../nbs/07_pareto.ipynb #hypervolume
 def hypervolume(
@@ -84,7 +84,8 @@ class Trials:
         held: dict | None = None, # levers that keep a value
     ):
         self.populations, self.episodes, self.seed, self.objectives = populations, episodes, seed, objectives
-        self.held, self.mechanisms, self.values = held or {}, [], np.empty((0, len(objectives)))
+        self.held, self.values = held or {}, np.empty((0, len(objectives)))
+        self.mechanisms: list[Mechanism] = []
 
     def __call__(self,
         levers: Sequence[dict], # settings of those that are not held

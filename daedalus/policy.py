@@ -12,7 +12,7 @@ import importlib.util
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -331,13 +331,13 @@ CONTEXT = 2048   # tokens of prompt and reply that Unsloth makes room for
 
 
 def _load_fast(
-    loader: type,  # unsloth.FastLanguageModel
+    loader: Any,  # unsloth.FastLanguageModel
     settings: PolicySettings,
     seed: int,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     "A base with fresh adapters, by Unsloth."
     model, tokenizer = loader.from_pretrained(
-        model_name=str(find_model(settings.base_model)), max_seq_length=CONTEXT, dtype=_frozen_dtype(),
+        model_name=str(find_model(str(settings.base_model))), max_seq_length=CONTEXT, dtype=_frozen_dtype(),
         load_in_4bit=settings.quantisation == "nf4")
     model = loader.get_peft_model(
         model, r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=0, bias="none",

@@ -60,7 +60,7 @@ def menu_of(
 class Minds(NamedTuple):
     "What the exploiters of a batch of markets have learned by a rule of RULES."
     worth: np.ndarray   # float [batch, n, auction types, actions]: estimates, or log-weights
-    count: np.ndarray   # float, the same shape: how often each was tried
+    tries: np.ndarray   # float, the same shape: how often each was tried
     action: np.ndarray  # int [batch, n]: the last action
     earned: np.ndarray  # float [batch, n]: sum of payoffs so far
     shares: np.ndarray  # float [actions]: of a crowd that evolves
@@ -145,7 +145,7 @@ def tell_seats(
     fill_uniforms(minds.draws, 2 * market.n, market.key0, market.key1, market.now, LEARNING, 0)
     for i in range(market.n):
         if floor.kind[i] != EXPLOITER: continue
-        minds.action[b, i] = pick(rule, habits, minds.worth[b, i, at], minds.count[b, i, at], minds.chances[i],
+        minds.action[b, i] = pick(rule, habits, minds.worth[b, i, at], minds.tries[b, i, at], minds.chances[i],
                                   minds.action[b, i], minds.draws[2 * i], minds.draws[2 * i + 1])
         for part in range(menu.shape[1]): minds.acts[i, part] = menu[minds.action[b, i], part]
 
@@ -172,7 +172,7 @@ def play_learners(
                 if floor.kind[i] != EXPLOITER: continue
                 payoff = floor.net[i] / market.stake
                 minds.earned[b, i] += payoff
-                learn(rule, habits, minds.worth[b, i], minds.count[b, i], minds.chances[i], minds.payoff,
+                learn(rule, habits, minds.worth[b, i], minds.tries[b, i], minds.chances[i], minds.payoff,
                       at, minds.action[b, i], payoff)
             state.round[b] += 1
 
@@ -245,11 +245,11 @@ def select(
     minds: Minds,  # its shares are changed, its estimates forgotten
 ) -> None:
     "Shares grow with payoffs (Taylor and Jonker, 1978); actions that nobody played earned the mean."
-    count, earned = minds.count.sum((0, 1, 2)), (minds.worth * minds.count).sum((0, 1, 2))
+    count, earned = minds.tries.sum((0, 1, 2)), (minds.worth * minds.tries).sum((0, 1, 2))
     fitness = np.where(count > 0, earned / np.maximum(count, 1), earned.sum() / max(1, count.sum()))
     grown = minds.shares * np.exp(SELECTION * (fitness - fitness.max()))
     minds.shares[:] = (1 - MUTATION) * grown / grown.sum() + MUTATION / len(grown)
-    minds.worth[:], minds.count[:] = 0.0, 0.0
+    minds.worth[:], minds.tries[:] = 0.0, 0.0
 
 # %% ../nbs/07_redteam.ipynb #rewards
 PRACTICE_BLOCK = 800_001   # blocks of episodes, as in `07_search`; every hunt has 10,000 from HUNT_BLOCK on
@@ -437,7 +437,8 @@ def distinct(
     ranges: dict[str, tuple[float, float]],
 ) -> list[int]:         # at most `count` of the points, highest value first
     "The points with the highest values of which no two are close."
-    places, kept = _places(points, ranges), []
+    kept: list[int] = []
+    places = _places(points, ranges)
     for at in np.argsort(-values, kind="stable"):
         apart = [np.sqrt(np.mean((places[at] - places[other]) ** 2)) for other in kept]
         if len(kept) < count and all(distance >= APART for distance in apart): kept.append(int(at))
@@ -469,7 +470,8 @@ def hunt(
     ranges: dict[str, tuple[float, float]] = POPULATION_RANGES,
 ) -> Hunt:
     "Search for crowds that a designer handles worse than a library does."
-    points, progress = [], np.empty((strategies, generations, OFFSPRING))
+    seen: list[np.ndarray] = []
+    progress = np.empty((strategies, generations, OFFSPRING))
     for run in range(strategies):
         strategy = _strategy(len(ranges), np.random.default_rng([seed, HUNT_BLOCK, run]))
         for generation in range(generations):
@@ -477,8 +479,8 @@ def hunt(
             block = HUNT_BLOCK + 10_000 * run + generation
             found = regrets(designer, library, [crowd_at(p, ranges) for p in asked], episodes, seed, block)
             strategy.tell(asked, (-found).tolist())
-            points, progress[run, generation] = points + asked, found
-    points = np.array(points)
+            seen, progress[run, generation] = seen + asked, found
+    points = np.array(seen)
     points = points[distinct(points, progress.ravel(), 3 * count, ranges)]
     second = regrets(designer, library, [crowd_at(p, ranges) for p in points], 5 * episodes, seed, CHOICE_BLOCK)
     points = points[np.argsort(-second, kind="stable")[:count]]

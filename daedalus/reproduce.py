@@ -7,7 +7,7 @@ __all__ = ['NOTEBOOKS', 'PROFILES', 'SIZES', 'BUILD', 'ONE_CORE', 'QUOTED', 'REA
            'notebooks', 'profile_params', 'alone', 'NotebookError', 'NotebookSkipped', 'check_parameters', 'normalise',
            'output_folder', 'Room', 'run_notebook', 'writers', 'results_read', 'dependencies', 'inputs', 'tree_hash',
            'fingerprint', 'built', 'is_current', 'renew', 'in_order', 'tasks', 'seconds_file', 'listing',
-           'keep_outputs', 'make_readme', 'printed', 'default_jobs', 'side_by_side', 'reproduce']
+           'keep_outputs', 'make_readme', 'printed', 'headline', 'default_jobs', 'side_by_side', 'reproduce']
 
 # %% ../nbs/13_reproduce.ipynb #imports
 import json
@@ -53,8 +53,8 @@ def notebooks(
     return sorted(folder.glob("[!._]*.ipynb"))
 
 # %% ../nbs/13_reproduce.ipynb #profile-params
-PROFILES = ("smoke", "paper")
-SIZES = {"smoke": "smoke", "paper": "paper", "verify": "paper"}  # by profile: whose parameters it takes
+PROFILES = ("quick", "smoke", "paper")
+SIZES = {"quick": "quick", "smoke": "smoke", "paper": "paper", "verify": "paper"}  # by profile: whose parameters it takes
 
 
 def _params_file() -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _params_file() -> dict[str, Any]:
 
 
 def profile_params(
-    profile: str,  # "smoke", "paper" or "verify"
+    profile: str,  # "quick", "smoke", "paper" or "verify"
     folder: Path = NOTEBOOKS,  # folder of the notebooks
 ) -> dict[str, dict[str, Any]]:
     """What `profile` changes in each notebook: {notebook: {parameter: value}}.
@@ -272,7 +272,7 @@ def _kernel_class(
             options["kernel_spec_manager"] = KernelSpecManager(kernel_dirs=[])  # none but the one of this Python
             super().__init__(**options)
 
-        async def start_kernel(self, **options):
+        async def start_kernel(self, **options):  # type: ignore[override]  # the library wraps its own
             await super().start_kernel(**options, env=dict(environment), cwd=str(beside))
             room.add(self)
 
@@ -416,7 +416,7 @@ def _result_files(
     profile: str,  # "smoke", "paper" or "verify"
 ) -> list[Path]:
     """The files in which a run finds the results that it reads, as far as there are any."""
-    folders = [BUILD / "results" / "smoke"] if profile == "smoke" else []
+    folders = [output_folder("results", path, profile)] if profile in ("quick", "smoke") else []
     places = ([folder / f"{name}.json" for folder in [*folders, data_dir() / "results"]] for name in results_read(path))
     return [found[0] for files in places if (found := [file for file in files if file.is_file()])]
 
@@ -516,11 +516,11 @@ def in_order(
 def tasks(
     profile: str = "smoke",  # "smoke" or "paper"
     room: Room | None = None,  # where they run
-    only: Sequence[str] = (),  # names of notebooks, which then wait for no others; none: all
+    only: Sequence[str] = (),  # names of notebooks, which then wait for no others; none: those of the profile
 ) -> Iterator[dict[str, Any]]:
     """One doit task for each notebook, in the order in which they should begin."""
     changes, room = profile_params(profile), room or Room()
-    paths = _chosen(only)
+    paths = _chosen(profile, only)
     names = {path.stem for path in paths}
     for path in paths:
         run = [path, changes[path.stem], profile]
@@ -536,10 +536,12 @@ def tasks(
 
 
 def _chosen(
-    only: Sequence[str],  # names of notebooks; none: all
+    profile: str,
+    only: Sequence[str],  # names of notebooks; none: those of the profile, `quick` those that it lists and others all
 ) -> list[Path]:
     """The notebooks that are meant, in the order in which they should begin."""
-    return [path for path in in_order(notebooks()) if not only or path.stem in only]
+    names = only or (_params_file()["quick"] if profile == "quick" else ())
+    return [path for path in in_order(notebooks()) if not names or path.stem in names]
 
 
 def _run(
@@ -720,6 +722,50 @@ def printed(
     cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
     return "\n".join(filter(None, (_text(output) for cell in cells for output in cell.get("outputs", []))))
 
+# %% ../nbs/13_reproduce.ipynb #headline
+def headline() -> dict[str, tuple[Path, Path]]:  # by name: the file that profile `quick` makes, and the committed one
+    """What `make quick` makes again."""
+    made, kept = (output_folder("figures", NOTEBOOKS, profile) for profile in ("quick", "paper"))
+    results = [output_folder("results", NOTEBOOKS, profile) / "baselines.json" for profile in ("quick", "paper")]
+    return {"boxplot": (made / "boxplot.png", kept / "boxplot.png"), "table": tuple(results),
+            "paper": (made / "paper" / "paper.pdf", kept.parent / "paper.pdf")}
+
+
+def _content(
+    file: Path,
+) -> Any:
+    """What counts in a file: the value of a result, all bytes of any other."""
+    return json.loads(file.read_text(encoding="utf-8"))["value"] if file.suffix == ".json" else file.read_bytes()
+
+
+def _compared(
+    files: Mapping[str, tuple[Path, Path]],  # as `headline` returns them
+) -> Iterator[tuple[str, bool]]:
+    """A line for each file, and whether it is as committed."""
+    for name, (made, kept) in files.items():
+        same = _content(made) == _content(kept)
+        here, there = (file.relative_to(CHECKOUT).as_posix() for file in (made, kept))
+        yield f"{name:8} {here:36} {'the same as' if same else 'NOT the same as'} {there}", same
+
+# %% ../nbs/13_reproduce.ipynb #headline-table
+def _headline_table(
+    rows: Sequence[Mapping[str, Any]],  # of the result `baselines`
+) -> str:
+    """Published and found, side by side."""
+    lines = [f"{row['designer']}, {row['what']:6} {row['published']:9.3f} {row['ours']:7.3f}   "
+             f"{row['low']:.3f} to {row['high']:.3f}" for row in rows]
+    width = max(map(len, lines)) if lines else 0
+    return "\n".join([f"{'':{width - 35}}published    ours   95 % interval", *(f"{line:>{width}}" for line in lines)])
+
+
+def _tell_headline() -> int:  # 0, or 1 where something is not as committed
+    """Print the table, where the boxplot, the table and the paper lie, and whether they are the committed ones."""
+    files = headline()
+    print(_headline_table(_content(files["table"][0])["rows"]))
+    lines, same = zip(*_compared(files), strict=True)
+    print("\n".join(lines))
+    return 0 if all(same) else 1
+
 # %% ../nbs/13_reproduce.ipynb #reproduce
 DOIT_CONFIG = {"backend": "json", "dep_file": str(BUILD / "doit.json")}  # where doit keeps its own notes
 MOST_JOBS = 4  # notebooks at a time, unless more are asked for
@@ -749,15 +795,15 @@ def side_by_side(
 
 
 def reproduce(
-    profile: str = "smoke",  # "smoke": small, for tests; "paper": full size, writes the committed results
-    only: Sequence[str] = (),  # names of notebooks; none: all
+    profile: str = "smoke",  # "quick": the headline; "smoke": small; "paper": full size, writes the committed results
+    only: Sequence[str] = (),  # names of notebooks; none: those of the profile
     force: bool = False,  # run even where nothing changed
     keep: bool = False,  # copy outputs into nbs/ and make README.md
     jobs: int | None = None,  # notebooks at a time, 1 or more; default: see `default_jobs`
 ) -> int:
-    """Run the notebooks that are not up to date; return 0, or 1 when one failed.
+    """Run the notebooks that are not up to date; return 0, or 1 when one failed or the headline is not the committed one.
 
-    Raises ValueError for an unknown profile or notebook.
+    Raises ValueError for an unknown profile or notebook, and where outputs of profile `quick` are to be kept.
     """
     from doit.cmd_base import ModuleTaskLoader
     from doit.doit_cmd import DoitMain
@@ -765,12 +811,14 @@ def reproduce(
     names = list(profile_params(profile))
     if unknown := [name for name in only if name not in names]:
         raise ValueError(f"notebook {unknown[0]!r} is unknown: use one of {', '.join(names)}")
+    if keep and profile == "quick":
+        raise ValueError("profile 'quick' plays fewer episodes than the notebooks show: keep outputs of 'smoke' or 'paper'")
     BUILD.mkdir(exist_ok=True)
-    room, jobs = Room(), jobs or default_jobs()
+    room, jobs = Room(), jobs or (1 if profile == "quick" else default_jobs())  # one after the other shows a bar
     config = {**DOIT_CONFIG, "reporter": _report()}
     loader = ModuleTaskLoader({"task_notebook": lambda: tasks(profile, room, only), "DOIT_CONFIG": config})
     # One by one, so that a notebook which waited for another goes on as soon as that is done, before those not begun.
-    paths = _chosen(only)
+    paths = _chosen(profile, only)
     many = ["--process", str(jobs), "--parallel-type", "thread"] if min(jobs, len(paths)) > 1 else []
     always = ["--always-execute"] if force else []
     try:
@@ -783,4 +831,6 @@ def reproduce(
             if built(path, profile).exists():
                 keep_outputs(path, built(path, profile))
         make_readme()
+    if profile == "quick" and code == 0 and not only:
+        code = _tell_headline()
     return min(code, 1)

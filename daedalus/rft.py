@@ -16,7 +16,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from .critic import Critic
-from .designers import PUBLISHED_READINGS, READINGS, ContextualDesigner, Designer, readings
+from .designers import PUBLISHED_READINGS, READINGS, ContextualDesigner, Designer, Model, readings
 from .env import draw_training_population
 from .iterate import improve
 from .language import LanguageDesigner, messages
@@ -35,7 +35,7 @@ def _critic(
     rounds: int,  # simulated rounds of policy iteration; 0: none
     seed: int,
     draw: Draw,
-) -> Critic:
+) -> Model:
     """A critic that learned from examples, and then from what its own choices lead to."""
     first = ContextualDesigner(examples.library, examples.critic(names, seed), names)
     return improve(first, rounds, seed, draw).model if rounds else first.model
@@ -76,6 +76,9 @@ class Teacher(NamedTuple):
     ) -> list[Mechanism]:
         """The mechanisms that are worth most."""
         return [self.library[at] for at in self.values(observations).argmax(1)]
+
+    def __call__(self, observation: Observation) -> Mechanism:
+        return self.design_batch([observation])[0]
 
     def values(
         self,
@@ -133,7 +136,7 @@ class _Pupil(Designer):
 
     def __init__(self, model: Designer, teacher: Teacher, guided: float, rng: np.random.Generator):
         self.model, self.teacher, self.guided, self.rng = model, teacher, guided, rng
-        self.agreed = []
+        self.agreed: list[bool] = []
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
         best = self.teacher.design_batch(observations)

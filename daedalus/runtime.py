@@ -154,13 +154,14 @@ class KeptCode(_Cache):
 
     @property
     def cache_path(self) -> str | None:
-        return cache_folder() and str(cache_folder())
+        folder = cache_folder()
+        return str(folder) if folder else None
 
     def _file(self, signature, codegen) -> Path:
         """The file of a signature."""
         name = f"{self.function.__module__}.{self.function.__qualname__}"
         what = (name, self._text, signature, codegen.magic_tuple(), numba.__version__, sys.version)
-        return cache_folder() / f"{name}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.code"
+        return Path(cache_folder() or "") / f"{name}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.code"
 
     def load_overload(self, sig, target_context) -> CompileResult | None:
         """The code of a signature; None where there is none, or none that is whole."""

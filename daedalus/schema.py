@@ -16,7 +16,7 @@ import reprlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from operator import itemgetter
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from annotated_types import Ge, GroupedMetadata, Le
@@ -81,7 +81,7 @@ def _allowed(
         return 'one of ' + ', '.join(spec['enum'])
     if spec.get('type') == 'boolean':
         return 'true or false'
-    noun = {'number': 'a number', 'integer': 'a whole number'}.get(spec.get('type'))
+    noun = {'number': 'a number', 'integer': 'a whole number'}.get(spec.get('type', ''))
     if noun and 'maximum' in spec:
         return f"{noun} from {spec['minimum']:.16g} to {spec['maximum']:.16g}"
     return f"{noun} of at least {spec['minimum']}" if noun and 'minimum' in spec else None
@@ -131,7 +131,7 @@ class Record(BaseModel):
     def from_json(
         cls,
         text: str,  # JSON and nothing else
-    ) -> 'Record':
+    ) -> Self:
         "The record that a JSON text describes: the inverse of `to_json`."
         try:
             return cls.model_validate_json(text)
@@ -141,7 +141,7 @@ class Record(BaseModel):
     def replace(
         self,
         **changes,  # new values by field
-    ) -> 'Record':
+    ) -> Self:
         "A copy with some fields changed, checked like a new one."
         return type(self)(**{**dict(self), **changes})
 
@@ -152,10 +152,34 @@ class Record(BaseModel):
 
     __str__ = BaseModel.__repr__
 
+# %% ../nbs/00_schema.ipynb #thinking
+_THOUGHT = r'(?:\w{1,20}[:_])?(?:think|thinking|thoughts?|reasoning|scratchpad)'   # what tags of thinking are called
+_THINKING = re.compile('|'.join([
+    rf'(?P<close></{_THOUGHT}>|<\|(?:/|end_){_THOUGHT}\|>|<\|?{_THOUGHT}_end\|?>|\[/THINK\]|◁/think▷',
+    r'<\|channel\|>\s{0,9}(?:final|commentary)\b.{0,40}?<\|message\|>|<channel\|>|\bto=(?!self\b)\w+<\|message\|>',
+    r'<\|inner_suffix\|>|<\|content\|>|(?-i:assistantfinal)|^\.\.\.done thinking\.',
+    rf'```[ \t]*{_THOUGHT}\b(?:(?!```).)*```)',
+    rf'(?P<open><{_THOUGHT}>|<\|{_THOUGHT}\|>|<\|?{_THOUGHT}_(?:start|begin)\|?>|\[THINK\]|◁think▷',
+    r'<\|channel\|>\s{0,9}analysis|<\|channel>\s{0,9}thought|\bto=self<\|message\|>',
+    r'<\|inner_prefix\|>|(?-i:\Aanalysis(?=[A-Z"{\[]))|^Thinking\.\.\.$',
+    rf'```[ \t]*{_THOUGHT}\b)']), re.IGNORECASE | re.MULTILINE | re.DOTALL)
+
+
+def _answer(
+    reply: str,  # whatever a language model said
+) -> str:
+    "What a reply says behind its thinking: all of it where there is none; MechanismError where it does not end."
+    start, opened = 0, None
+    for tag in _THINKING.finditer(reply):
+        start, opened = (tag.end(), None) if tag.lastgroup == 'close' else (start, opened or tag[0])
+    if opened:
+        raise MechanismError(f'the reply ends while it is still thinking: {opened!r} is opened and not closed')
+    return reply[start:]
+
 # %% ../nbs/00_schema.ipynb #json-objects
 LONGEST_OBJECT = 4_000   # characters; a longer object counts as broken
 DEEPEST_BREAK = 8        # broken objects around a good one that still let it be found
-_OBJECT_START = re.compile(r'\{\s*"')
+_OBJECT_START = re.compile(r'\{\s*"(?:[^"\\]|\\.)*"\s*(?::|\Z)', re.DOTALL)   # a brace and a first name
 _DECODER = json.JSONDecoder()
 
 
@@ -200,8 +224,9 @@ def _candidates(
         if isinstance(value, dict) and any(name in value for name in names):
             yield value
         elif isinstance(value, (dict, list)):
-            inside = value.values() if isinstance(value, dict) else value
-            waiting.extend(reversed(list(inside)))
+            inside = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting.extend(reversed([_decode(part)[0] if name == 'arguments' and isinstance(part, str) else part
+                                     for name, part in inside]))
 
 # %% ../nbs/00_schema.ipynb #mechanism-fields
 class MechanismFields(Record):
@@ -228,7 +253,7 @@ def _domain(
     return (False, True) if spec['type'] == 'boolean' else float(spec['maximum'])
 
 
-DOMAIN = {name: _domain(spec) for name, spec in _properties(MechanismFields).items()}
+DOMAIN: dict[str, Any] = {name: _domain(spec) for name, spec in _properties(MechanismFields).items()}
 FIELDS = tuple(DOMAIN)
 
 # %% ../nbs/00_schema.ipynb #mechanism-error
@@ -267,6 +292,9 @@ def _digits(
     return f'{x:z.2f}'
 
 # %% ../nbs/00_schema.ipynb #mechanism
+_ECHO = re.compile(r'(last_mechanism\W{0,9}?)\{[^{}]*\}')   # the prompt's own mechanism, repeated
+
+
 class Mechanism(MechanismFields):
     "The rules of an auction: immutable, hashable, always valid (published as `DaedalusAction`)."
     refusal: ClassVar[type[ValueError]] = MechanismError
@@ -274,21 +302,32 @@ class Mechanism(MechanismFields):
     @classmethod
     def from_text(
         cls,
-        reply: str,  # whatever a language model said
+        reply: str,              # whatever a language model said
+        complete: bool = False,  # every field must be named; False: those that are not keep their defaults
     ) -> 'Mechanism':
-        "The first valid mechanism in a reply; if there is none, `MechanismError` is about the best attempt."
+        "The last valid mechanism behind a reply's thinking; if there is none, `MechanismError` is about the best attempt."
         if not isinstance(reply, str):
             raise MechanismError(f'a reply must be text, not {reprlib.repr(reply)}')
+        answer = _ECHO.sub(r'\1{}', _answer(reply))
         fault = (-1, f"the reply holds no JSON object with a field of a mechanism ({', '.join(FIELDS)})")
-        for value, piece, reason in _json_objects(reply):
-            if reason:
-                fault = max(fault, _break_fault(piece, reason), key=itemgetter(0))
-            for fields in _candidates(value, FIELDS):
+        for value, piece, reason in reversed(list(_json_objects(answer))):
+            for fields in reversed(list(_candidates(value, FIELDS))):
                 try:
-                    return cls(**fields)
+                    return cls._from_fields(fields, complete)
                 except MechanismError as error:
-                    fault = max(fault, (len(DOMAIN.keys() & fields), str(error)), key=itemgetter(0))
+                    fault = max((len(DOMAIN.keys() & fields), str(error)), fault, key=itemgetter(0))
+            if reason:
+                fault = max(_break_fault(piece, reason), fault, key=itemgetter(0))
         raise MechanismError(fault[1])
+
+    @classmethod
+    def _from_fields(cls, fields: dict, complete: bool) -> 'Mechanism':
+        "The mechanism that an object in a reply describes."
+        mechanism = cls(**fields)
+        missing = [name for name in FIELDS if name not in fields]
+        if complete and missing:
+            raise MechanismError(f"the reply must name all {len(FIELDS)} fields and lacks {', '.join(missing)}")
+        return mechanism
 
     @classmethod
     def random(
@@ -377,7 +416,7 @@ class Observation(Record):
     reward: Share | None = Field(None, description='reward of the last step')
     done: Switch = Field(False, description='the episode is over')
 
-    def published(self) -> 'Observation':
+    def published(self) -> Self:
         "The published partial observation: without signals and without the last mechanism."
         return self.replace(signals=None, mechanism=None)
 

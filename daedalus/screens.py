@@ -355,7 +355,7 @@ def ebay() -> "pd.DataFrame":
     import pandas as pd
 
     package = find_spec("dmba")
-    if package is None:
+    if package is None or package.origin is None:
         raise DataUnavailable("the eBay sales come with the package dmba, which is not installed: pip install dmba")
     table = pd.read_csv(Path(package.origin).parent / "csvFiles" / "eBayAuctions.csv.gz")
     names = {"Category": "category", "currency": "currency", "OpenPrice": "open_price", "ClosePrice": "close_price",

@@ -11,7 +11,7 @@ __all__ = ['BLOCK', 'EPISODE', 'ELITE', 'LITTER', 'FIRST_BLOCK', 'FIXED_BLOCK', 
 
 # %% ../nbs/07_search.ipynb #imports
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -227,7 +227,7 @@ def find_library(
     count = rounds // 4 // (WARM_UP + len(pool) * HORIZON * ROUNDS)
     states = open_episodes([draw(rng) for _ in range(count)], block_keys(count, seed, LESSON_BLOCK))
     earned = holding_rewards(states, pool, HORIZON)
-    picked = []
+    picked: list[int] = []
     while len(picked) < min(LIBRARY, len(pool)):
         rest = [at for at in range(len(pool)) if at not in picked]
         picked.append(max(rest, key=lambda at: earned[:, [*picked, at]].max(1).mean()))
@@ -257,7 +257,8 @@ def try_library(
     "A library, and what its mechanisms earned in states that chance and a first contextual designer caused."
     _check_rounds(rounds)
     library, rng = find_library(rounds * 2 // 5, seed, draw), np.random.default_rng([seed, LESSON_BLOCK])
-    parts, found = [], None
+    parts: list[tuple[np.ndarray, ...]] = []
+    found: Any = None   # `Examples`, once there are some
     lesson = EPISODE - ROUNDS + 10 * len(library) * HORIZON * ROUNDS   # rounds of one population
     count = (rounds - rounds * 2 // 5) // 2 // lesson
     for part in (1, 2):
@@ -329,7 +330,8 @@ def rest_of_spell(
 
 def _spells(library, choose, people, keys, rng, names) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Play one wave of episodes: inputs [10 * n, names], the arms played and what they earned in the rest of the spell."
-    episodes, inputs, arms, rewards, ends = open_episodes(people, keys), [], [], [], [np.ones(len(people), bool)]
+    episodes, inputs, rewards, ends = open_episodes(people, keys), [], [], [np.ones(len(people), bool)]
+    arms: list[np.ndarray] = []
     while not episodes.done:
         inputs.append(np.array([readings(observation, names) for observation in observe(episodes)]))
         arms.append(np.where(ends[-1], choose(inputs[-1]), arms[-1] if arms else 0))
@@ -416,7 +418,7 @@ def optimise_fixed(
         mechanism = _suggest(trial)
         tried[mechanism] = score([mechanism], people, 1, seed, TRIAL_BLOCK).mean()
         study.tell(trial, tried[mechanism])
-    best = sorted(tried, key=tried.get, reverse=True)[:LAST]
+    best = sorted(tried, key=tried.__getitem__, reverse=True)[:LAST]
     fresh = [draw(rng) for _ in range(rounds // 5 // (LAST * EPISODE))]
     return best[int(score(best, fresh, 1, seed, TRIAL_BLOCK + 1).mean((1, 2)).argmax())]
 

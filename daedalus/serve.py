@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 import orjson
@@ -358,7 +358,7 @@ class Refusal(BaseModel):
 # %% ../nbs/12_serve.ipynb #refusals
 def refusals(
     *codes: int,  # of HTTP
-) -> dict[int, dict]:
+) -> dict[int | str, dict]:
     """What a call documents of its refusals."""
     why = {400: "the body is not JSON", 404: "there is no such session, or no such file", 409: "the episode is over",
            413: "the body is too large", 503: "all places are taken; Retry-After says when to come back"}
@@ -596,7 +596,7 @@ def serve(
     uvicorn.run(create_app(limits, load), host=host, port=port, **UVICORN, ws_max_size=limits.body)
 
 
-UVICORN = {"workers": 1, "log_level": "warning", "log_config": None, "access_log": False, "server_header": False,
+UVICORN: dict[str, Any] = {"workers": 1, "log_level": "warning", "log_config": None, "access_log": False, "server_header": False,
            "ws_per_message_deflate": False, "timeout_keep_alive": 30, "timeout_graceful_shutdown": 5}
 
 

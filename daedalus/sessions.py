@@ -95,7 +95,7 @@ class Sessions:
         Raises ServiceError for options that are none, and when all places are taken.
         """
         self._forget_idle()
-        env = self._places.get(name) or DaedalusOpenEnv()
+        env = self._places.get(name or "") or DaedalusOpenEnv()
         if name not in self._places and len(self._places) >= self.limits.sessions:
             wait = min(self._used.values()) + self.limits.idle - self.clock()
             raise ServiceError(f"all {self.limits.sessions} sessions are taken", 503, max(1, round(wait)))
@@ -143,7 +143,9 @@ class Desk:
         name: str = "trained",  # of the designer that `load` brings
     ):
         self.load, self.limits, self.loaded_name = load, limits, name
-        self._designer, self.waiting, self.answered, self.note = None, 0, 0, None
+        self._designer: Designer | None = None
+        self.note: str | None = None
+        self.waiting, self.answered = 0, 0
         self._hand = ThreadPoolExecutor(1, "designer")  # a request that gave up still keeps it until it is done
 
     @property

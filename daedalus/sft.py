@@ -181,7 +181,9 @@ def _order(
     seed: int,
 ) -> list[int]:  # indices of pairs, every pair once before any comes again
     """The order in which pairs are learned: prompts shuffled, pairs with the same prompt side by side."""
-    groups, rng, order = {}, np.random.default_rng(seed), []
+    groups: dict[str, list[int]] = {}
+    order: list[int] = []
+    rng = np.random.default_rng(seed)
     for at, prompt in enumerate(prompts):
         groups.setdefault(prompt[-1]["content"], []).append(at)
     members = list(groups.values())

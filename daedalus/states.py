@@ -8,7 +8,7 @@ __all__ = ['STAGE_SHARE', 'draw_populations', 'Visit', 'detour_mechanism', 'visi
 # %% ../nbs/09_states.ipynb #imports
 import json
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def outlook(
     ahead = ahead._replace(market=ahead.market.reseed(keys))
     if then is None:
         ahead = ahead._replace(episode_length=episodes.round_number + horizon)
-    total = dict.fromkeys(SCORES, 0.0)
+    total: dict[str, Any] = dict.fromkeys(SCORES, 0.0)
     with use_threads(threads):
         for step in range(min(horizon, ahead.episode_length - ahead.round_number)):
             ahead = play_step(ahead, then.on(ahead) if then and step else played)

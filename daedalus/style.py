@@ -41,7 +41,7 @@ OTHER = "#d45d00"  # any other designer, and what was published
 
 def look(
     name: str,  # of a designer, with ", published" after it where it reads the published observation only
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """What matplotlib draws a designer's line with: its colour, marker, filling and style of line."""
     who = name.removesuffix(", published")
     colour = COLOURS.get(who, OTHER)

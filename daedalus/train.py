@@ -213,7 +213,7 @@ def _rft(
     start = time.perf_counter()
     lesson = rejection_rows(model, tokenizer, teacher, phase.lesson, place.phase_seed)
     rng, earlier = np.random.default_rng([place.phase_seed, 5]), _earlier_rows(place)
-    mixed = rng.integers(len(earlier), size=int(phase.replay * len(lesson.rows))) if earlier else []
+    mixed = rng.integers(len(earlier), size=int(phase.replay * len(lesson.rows))) if earlier else np.empty(0, int)
     middle = time.perf_counter()
     history = fine_tune(model, tokenizer, lesson.rows + [earlier[at] for at in mixed],
                         phase.tuning.replace(seed=place.phase_seed), place.folder)
@@ -367,7 +367,7 @@ class AskedOnce(Designer):
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
         answers = iter(self.designer.design_batch([o for o in observations if not o.round_number]))
-        return [o.mechanism if o.round_number else next(answers) for o in observations]
+        return [o.mechanism if o.mechanism and o.round_number else next(answers) for o in observations]
 
     def __call__(self, observation: Observation) -> Mechanism:
         return self.design_batch([observation])[0]

@@ -150,7 +150,7 @@ def run_ablations(
             with one_thread():  # where the base was trained before, this only finds it
                 list(run_phases(plan.base, folders[1], seed))
             old = {"variant": name, "seed": seed, "key": key,
-                   **run_variant(profiles[name], seed, *folders, plan.episodes)}
+                   **run_variant(profiles[name], seed, folders[0], folders[1], plan.episodes)}
             if name != BASE:
                 shutil.rmtree(folders[0])
         records.append(old)

@@ -589,7 +589,7 @@ def test_the_readme_is_the_front_page(write_notebook, tmp_path):
         ("inference --output no_such_folder/out.json", "output 'no_such_folder/out.json' cannot be written"),
         ("inference --output .", "output '.' is a folder"),
         ("search --budget 0", "--budget must be 1 or more, not 0"),
-        ("reproduce --profile huge", "profile 'huge' is unknown: use one of smoke, paper"),
+        ("reproduce --profile huge", "profile 'huge' is unknown: use one of quick, smoke, paper"),
         ("reproduce --only 99_missing", "notebook '99_missing' is unknown"),
         ("reproduce --only 20_theory --only 99_missing", "notebook '99_missing' is unknown"),
         ("reproduce --show", "--show needs --only NAME"),

@@ -3,6 +3,7 @@ import copy
 import json
 import math
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -290,11 +291,114 @@ def test_a_truncated_mechanism_is_refused_and_the_break_located(m, cut):
 
 
 @given(mechanisms, mechanisms, st.integers(1))
-def test_the_first_valid_object_counts(first, second, cut):
+def test_the_last_valid_object_counts(first, second, cut):
     a, b = first.to_json(), second.to_json()
-    assert Mechanism.from_text(f'{a} or {b}') == first
+    assert Mechanism.from_text(f'{a} or {b}') == Mechanism.from_text(f'[{a},\n{b}]') == second
     assert Mechanism.from_text(f'{a[:cut % len(a)]}\n{b}') == second
-    assert Mechanism.from_text('{"reserve_price": 5}' + b) == second
+    for passed_over in (b[:cut % len(b)], '{"reserve_price": 5}', '{"fee": 1}', '{}', '{"reserve_price": 0.1, "fee": 1}'):
+        assert Mechanism.from_text(f'{a}\n{passed_over}') == first
+
+
+THINKING = [
+    '<think>{}</think>', '<THINK>{}</THINK>', '<thinking>{}</thinking>', '<thought>{}</thought>', '<reasoning>{}</reasoning>',
+    '<scratchpad>{}</scratchpad>', '<seed:think>{}</seed:think>', '<longcat_think>{}</longcat_think>', '[THINK]{}[/THINK]',
+    '◁think▷{}◁/think▷', '<|START_THINKING|>{}<|END_THINKING|><|START_RESPONSE|>', '<|thinking_start|>{}<|thinking_end|>',
+    '<|begin_of_thought|>{}<|end_of_thought|>\n<|begin_of_solution|>', '<|inner_prefix|>{}<|inner_suffix|>',
+    '<|think|>{}<|end|><|begin|>assistant<|content|>', 'Thinking...\n{}\n...done thinking.\n', '```thinking\n{}\n```\n',
+    '<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>',
+    '<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>',
+    'analysisWe {}assistantfinal', '<|channel>thought\n{}<channel|>',
+    ' to=self<|message|>{}<|eot|><|start|>assistant to=user<|message|>']
+quiet = st.text(st.characters(exclude_characters='{}"<>[]`◁▷', exclude_categories=['Cs']))
+
+
+@given(mechanisms, mechanisms, quiet, quiet, st.sampled_from(THINKING))
+def test_drafts_in_thinking_are_not_played(draft, answer, before, after, thinking):
+    thought = thinking.replace('{}', f' {before} {draft.to_json()} {after} ')
+    wanted = f'{before}\n{answer.to_json()}\n{after}'
+    assert Mechanism.from_text(thought + wanted) == Mechanism.from_text(thought + thought + wanted) == answer
+    closed = thought[thought.index(draft.to_json()):]          # the prompt had opened the block
+    assert thinking.startswith('```') or Mechanism.from_text(closed + wanted) == answer
+    sentence = unread(wanted + '\n' + thought) if not thinking.startswith('analysis') else unread(thought)
+    assert sentence.startswith('the reply holds no JSON object')
+
+
+@given(mechanisms, quiet, st.sampled_from(THINKING))
+def test_a_reply_that_ends_while_thinking_is_no_answer(draft, after, thinking):
+    opened = thinking[:thinking.index('{}')]
+    reply = f'{opened}{draft.to_json()}\n{after}'
+    assert unread(reply).startswith("the reply ends while it is still thinking: '") and unread(reply).endswith('not closed')
+    if not opened.startswith('analysis'):
+        assert unread(f'<think></think>\n{draft.to_json()}\n{reply}').startswith('the reply ends while it is still thinking')
+
+
+@pytest.mark.parametrize('prose', ['Analysis: ', 'analysis of the market\n', 'I was thinking... ', 'My reasoning: ', '[Thinking] ',
+                                   '<thinker> ', 'assistant final: ', 'a < b and b > think '])
+def test_ordinary_words_are_not_thinking(prose):
+    assert Mechanism.from_text(prose + CARD_SECTION_1 + prose) == INFORMED_GREEDY
+
+
+@given(mechanisms, mechanisms, st.sampled_from(['{}\nlast_mechanism: {}', 'last_mechanism: {1}\nRespond with the JSON only.\n{0}',
+                                                '{}\n**last_mechanism**: `{}`', '{{"mechanism": {}, "last_mechanism": {}}}']))
+def test_the_prompts_own_mechanism_is_no_answer(answer, last, echo):
+    assert Mechanism.from_text(echo.format(answer.to_json(), last.to_text())) == answer
+    assert unread(f'last_mechanism: {last.to_text()}').startswith('the reply holds no JSON object')
+
+
+def test_a_prompt_echoed_whole_is_no_answer():
+    seen = Observation(round_number=1, episode_length=10, mechanism=INFORMED_GREEDY)
+    assert Mechanism.from_text(f'{seen.prompt()}\n{{"auction_type": "vcg"}}').auction_type == 'vcg'
+    assert unread(seen.prompt()).startswith('the reply holds no JSON object')
+
+
+@given(mechanisms, st.sampled_from(['arguments', 'parameters', 'input']), st.booleans())
+def test_tool_calls_are_opened(m, key, quoted):
+    rules = m.to_json() if quoted and key == 'arguments' else json.loads(m.to_json())
+    call = {'name': 'set_mechanism', key: rules}
+    for shown in (call, [call], {'type': 'function', 'function': call}, {'tool_calls': [{'function': call}]}):
+        assert Mechanism.from_text(f'<tool_call>\n{json.dumps(shown)}\n</tool_call>') == m
+
+
+@pytest.mark.parametrize('text, sentence', [
+    ('{"reserve_price": 0.2,}', 'the JSON breaks off near reserve_price: expecting property name enclosed in double quotes'),
+    ('{"reserve_price": "0.2"}', "reserve_price must be a number from 0 to 0.9, not '0.2'"),
+    ('{"reserve_price": NaN}', 'reserve_price must be a number from 0 to 0.9, not nan'),
+    ('{"reserve_price": -Infinity}', 'reserve_price must be a number from 0 to 0.9, not -inf'),
+    ('{"reserve_price": 1e999}', 'reserve_price must be a number from 0 to 0.9, not inf'),
+    ('{"arguments": "{\\"reserve_price\\": 2}"}', 'reserve_price must be a number from 0 to 0.9, not 2'),
+])
+def test_nothing_is_repaired(text, sentence):
+    assert unread(text) == sentence
+
+
+def test_the_last_of_two_equal_names_counts():
+    assert Mechanism.from_text('{"reserve_price": 0.1, "reserve_price": 0.2}') == Mechanism(reserve_price=0.2)
+
+
+@given(mechanisms, st.sets(st.sampled_from(FIELDS), min_size=1))
+def test_a_complete_mechanism_names_every_field(m, left_out):
+    fields = json.loads(m.to_json())
+    partial = {name: value for name, value in fields.items() if name not in left_out}
+    assert Mechanism.from_text(m.to_json(), complete=True) == m
+    assert Mechanism.from_text(f'{m.to_json()} because {{"reserve_price": 0.5}}', complete=True) == m
+    if partial:
+        assert Mechanism.from_text(json.dumps(partial)).model_fields_set == set(partial)
+        with pytest.raises(MechanismError) as caught:
+            Mechanism.from_text(json.dumps(partial), complete=True)
+        lacking = ', '.join(name for name in FIELDS if name in left_out)
+        assert str(caught.value) == f'the reply must name all 11 fields and lacks {lacking}'
+
+
+@pytest.mark.parametrize('junk', ['{', '{"', '{"a":', '<', '<think', '<think>', '</think>', '```', '```thinking ', 'analysis',
+                                  '<|channel|>final ', 'last_mechanism', 'last_mechanism: {', '{"reserve_price":0.1}',
+                                  '{"arguments":"{'])
+def test_a_million_characters_of_junk_are_read_in_seconds(junk):
+    start = time.process_time()
+    try:
+        Mechanism.from_text(junk * (1_000_000 // len(junk)))
+    except MechanismError as error:
+        assert str(error)
+    assert time.process_time() - start < 10   # quadratic reading takes minutes
 
 
 @given(st.sampled_from(FIELDS), st.sampled_from([-1, 9, 'x', None, {}, [], math.nan, math.inf]), any_text)
