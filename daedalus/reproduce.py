@@ -137,7 +137,7 @@ def normalise(
             cell["id"] = "injected-parameters"
         if cell["cell_type"] == "code":
             cell["outputs"] = _joined(cell["outputs"])
-    clean_nb(notebook, allowed_cell_metadata_keys=["tags"])
+    clean_nb(notebook, allowed_cell_metadata_keys=["tags"], allowed_out_metadata_keys=["image/png"])
     return nb2str(notebook)
 
 # %% ../nbs/13_reproduce.ipynb #show-warnings

@@ -1,6 +1,9 @@
 """One look for all figures: the style file, the palette in colour and in greyscale, the files, the captions."""
 
+import os
 import re
+import subprocess
+import sys
 from itertools import combinations
 
 import matplotlib
@@ -147,3 +150,33 @@ def test_a_caption_says_how_many_which_seed_and_what_the_interval_is(name, capti
     assert COUNTED.search(caption), "how many?"
     assert re.search(r"[sS]eed #sizes\(\"\w+\"\)\.seed", caption), "which seed?"
     assert re.search(r"intervals?\b|quartile", caption), "what is the interval?"
+
+
+# In words
+
+
+def test_a_figure_is_told_in_its_own_words():
+    figure = _drawn(5)
+    figure.axes[0].set(title="all", xlabel="step", ylabel="mean\nreward")
+    assert style.describe(figure) == "Figure. all: mean reward against step (trained)"
+    assert style.describe(Figure()) == "Figure. "
+
+
+def test_a_figure_in_a_notebook_carries_its_description_and_is_the_same_picture():
+    code = """
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from daedalus import style
+figure = plt.figure()
+figure.subplots().set(xlabel="step", ylabel="reward")
+plain = shell.display_formatter.format(figure)
+style.use_style(); style.use_style(); plt.rcdefaults()
+told = shell.display_formatter.format(figure)
+assert plain[1] == {} and plain[0]["image/png"] == told[0]["image/png"]
+print(told[1]["image/png"]["alt"])
+"""
+    environment = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "Figure. reward against step\n", done.stderr
