@@ -6,7 +6,7 @@ import re
 import pytest
 
 from daedalus import reproduce
-from daedalus.results import read_result
+from daedalus.results import notebook_code, read_result
 
 NOTEBOOKS = {path.stem: path for path in reproduce.notebooks()}
 TABLE = re.compile(r"^\|.*\|\n\|(?:\s*:?-+:?\s*\|)+\n(?:\|.*\|(?:\n|$))+", re.MULTILINE)
@@ -59,3 +59,34 @@ def test_what_the_front_page_says_of_the_rivals_is_so():
     assert mean["open", "trained, published"] - mean["open", "contextual, published"] > 0.05
     assert "A share above 1 is no mistake" in text
     assert all(suites[suite]["share of gap"]["trained"]["share"] > 1 for suite in suites)
+
+
+# As pages
+
+EXPERIMENTS = [name for name in NOTEBOOKS if re.match(r"[23]\d_", name) and "save_figure(" in notebook_code(NOTEBOOKS[name])]
+IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
+LINK = re.compile(r"```.*?```|\[[^\]]*\]\([^)]*\)|`[^`\n]*[^`\w\n][^`\n]*`", re.DOTALL)   # or code that is more than a name
+
+
+@pytest.mark.parametrize("name", ["02_bidders", "11_evaluate", *EXPERIMENTS])
+def test_what_came_out_stands_before_the_code(name):
+    (_, _), (kind, text) = texts(NOTEBOOKS[name])[:2]
+    assert kind == "markdown"
+    shown = [file for _, file in IMAGE.findall(text)]
+    own = set(re.findall(r'save_figure\([\w.]+,\s*"(\w+)"', notebook_code(NOTEBOOKS[name])))
+    assert shown and {file.removeprefix("../paper/figures/").removesuffix(".png") for file in shown} <= own
+    said = IMAGE.sub("", text).strip()
+    assert said.endswith(".") and not re.search(r"\d", said), "a number that nobody computed"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_image_is_there_and_is_told_in_words(name):
+    for kind, text in texts(NOTEBOOKS[name]):
+        for words, file in IMAGE.findall(text) if kind == "markdown" else ():
+            assert len(words.split()) >= 4 and (NOTEBOOKS[name].parent / file).is_file()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_name_of_another_notebook_is_a_link_to_it(name):
+    plain = " ".join(LINK.sub("", text) for kind, text in texts(NOTEBOOKS[name]) if kind == "markdown")
+    assert set(re.findall(r"\b\d\d_[a-z_]+\b", plain)) & set(NOTEBOOKS) <= {name}
