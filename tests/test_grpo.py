@@ -1,22 +1,25 @@
-"""GRPO: the rewards, the prompts, and the trainer beside TRL's own."""
+"""GRPO: the rewards, the prompts, the trainer beside TRL's own, and all that TRL is told."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
+import trl
 from datasets import Dataset
 from trl import GRPOTrainer
 
 from daedalus.bidders import Population
 from daedalus.env import suite
 from daedalus.grpo import (
-    REWARDS, GrpoSettings, MarketRewards, prompt_rows, reinforce, shared_logprobs, shared_prompt_trainer,
+    REWARDS, GrpoAlgorithm, GrpoSettings, MarketRewards, prompt_rows, reinforce, shared_logprobs, shared_prompt_trainer,
     spread_within, training_populations, trl_config)
 from daedalus.language import LanguageDesigner, small_model, small_tokenizer
 from daedalus.policy import load_model
 from daedalus.schema import INFORMED_GREEDY, Mechanism
-from daedalus.sft import FineTuneSettings, design_pairs, fine_tune
+from daedalus.sft import FineTuneSettings, _trainer_settings, design_pairs, fine_tune
 from daedalus.states import outlook, restore
 
 SETTINGS = GrpoSettings(steps=2, batch_size=32, generations=8, horizon=2, futures=1)
@@ -148,3 +151,95 @@ def test_a_phase_is_deterministic_starts_at_its_reference_and_logs_what_is_promi
     wanted |= {name for reward in REWARDS for name in (reward, f"{reward} within group")}
     assert wanted <= set(phases[0].history[0])
     assert set(phases[0].seconds) == {"states", "generation", "reward", "update"}
+
+
+# What TRL is told: the values with which the committed designers were trained
+
+TOLD = {
+    "GRPOConfig": {
+        "activation_checkpointing": False, "adam_beta1": 0.9, "adam_beta2": 0.99, "adam_epsilon": 1e-08,
+        "average_tokens_across_devices": True, "beta": 0.7, "cast_lm_head_to_fp32": False, "data_seed": 3, "delta":
+        None, "disable_dropout": False, "entropy_coef": 0.0, "epsilon": 0.2, "epsilon_high": None,
+        "gradient_accumulation_steps": 1, "gradient_checkpointing": False, "importance_sampling_level": "token",
+        "label_smoothing_factor": 0.0, "learning_rate": 0.0002, "loss_type": "dapo", "lr_scheduler_kwargs":
+        {"min_lr_rate": 0.1}, "lr_scheduler_type": "cosine_with_min_lr", "mask_truncated_completions": False,
+        "max_completion_length": 24, "max_grad_norm": 1.0, "max_steps": 2, "min_p": None,
+        "multi_objective_aggregation": "sum_then_normalize", "neftune_noise_alpha": None, "num_generations": 8,
+        "num_iterations": 1, "off_policy_mask_threshold": None, "optim": "adamw_torch_fused", "optim_args": None,
+        "per_device_train_batch_size": 32, "repetition_penalty": 1.0, "reward_weights": [0.5, 0.0, 0.0, 1.0],
+        "scale_rewards": "batch", "seed": 3, "shuffle_dataset": False, "steps_per_generation": 1, "sync_ref_model":
+        False, "temperature": 1.0, "top_entropy_quantile": 1.0, "top_k": 0, "top_p": 1.0, "torch_compile": False,
+        "use_adaptive_entropy": False, "use_bias_correction_kl": True, "use_liger_kernel": False, "warmup_steps": 5,
+        "weight_decay": 0.0},
+    "SFTConfig": {
+        "activation_checkpointing": False, "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_epsilon": 1e-08,
+        "assistant_only_loss": False, "average_tokens_across_devices": True, "completion_only_loss": None,
+        "dataset_kwargs": {"skip_prepare_dataset": True}, "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False, "label_smoothing_factor": 0.0, "learning_rate": 0.002, "loss_type": "nll",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1}, "lr_scheduler_type": "cosine_with_min_lr", "max_grad_norm":
+        1.0, "max_steps": 2, "neftune_noise_alpha": None, "optim": "adamw_torch_fused", "optim_args": None,
+        "packing": False, "padding_free": False, "per_device_train_batch_size": 8, "remove_unused_columns": False,
+        "seed": 3, "shuffle_dataset": False, "torch_compile": False, "train_sampling_strategy": "sequential",
+        "use_liger_kernel": False, "warmup_steps": 20, "weight_decay": 0.01},
+}
+# What has no bearing here: other ways to generate and other hardware, evaluation, logs, places.
+SILENT = {
+    "both": """
+    accelerator_config activation_checkpointing_kwargs auto_find_batch_size batch_eval_metrics bf16 bf16_full_eval
+    dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers
+    dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers
+    ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed disable_tqdm do_eval
+    do_predict do_train enable_jit_checkpoint eval_accumulation_steps eval_delay eval_do_concat_batches
+    eval_on_start eval_steps eval_strategy eval_use_gather_object fp16 fp16_full_eval fsdp fsdp_config
+    full_determinism gradient_checkpointing_kwargs greater_is_better hub_always_push hub_model_id hub_private_repo
+    hub_revision hub_strategy hub_token ignore_data_skip include_for_metrics include_num_input_tokens_seen
+    label_names length_column_name liger_kernel_config load_best_model_at_end local_rank log_level log_level_replica
+    log_on_each_node logging_first_step logging_nan_inf_filter logging_steps logging_strategy metric_for_best_model
+    model_init_kwargs num_train_epochs optim_target_modules output_dir pad_to_multiple_of parallelism_config
+    per_device_eval_batch_size prediction_loss_only project push_to_hub report_to
+    restore_callback_states_from_checkpoint resume_from_checkpoint router_aux_loss_coef run_name save_on_each_node
+    save_only_model save_steps save_strategy save_total_limit skip_memory_metrics tf32 torch_compile_backend
+    torch_compile_mode torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id
+    trust_remote_code use_cache use_cpu""",
+    "GRPOConfig": """
+    cache_implementation chat_template_kwargs ds3_gather_for_generation entropy_coef_delta entropy_coef_max
+    entropy_coef_min entropy_target generation_batch_size generation_kwargs log_completions log_completions_hub_repo
+    log_multimodal log_unique_prompts max_tool_calling_iterations num_completions_to_print num_generations_eval
+    ref_model_mixup_alpha ref_model_sync_steps remove_unused_columns sapo_temperature_neg sapo_temperature_pos
+    train_sampling_strategy transformers_continuous_batching_config use_transformers_continuous_batching
+    use_transformers_paged use_vllm vespo_k_neg vespo_k_pos vespo_lambda_neg vespo_lambda_pos vllm_enable_sleep_mode
+    vllm_gpu_memory_utilization vllm_group_port vllm_importance_sampling_cap vllm_importance_sampling_clip_max
+    vllm_importance_sampling_clip_min vllm_importance_sampling_correction vllm_importance_sampling_mode
+    vllm_max_model_length vllm_mode vllm_model_impl vllm_server_base_url vllm_server_host vllm_server_port
+    vllm_server_timeout vllm_structured_outputs_regex vllm_tensor_parallel_size""",
+    "SFTConfig": """
+    activation_offloading chat_template_path data_seed dataset_num_proc dataset_text_field eos_token eval_packing
+    max_length packing_strategy pad_token truncation_mode""",
+}
+MAKERS = {"GRPOConfig": lambda: trl_config(SETTINGS, 24, "folder", 3),
+          "SFTConfig": lambda: _trainer_settings(FineTuneSettings(steps=2, batch_size=8, seed=3), "folder")}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_field_of_trls_settings_is_told_or_has_no_bearing(name):
+    fields = {field.name for field in dataclasses.fields(getattr(trl, name))}
+    assert fields == TOLD[name].keys() | set((SILENT["both"] + SILENT[name]).split())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_bears_on_what_is_learned_has_the_committed_value_and_is_passed_on(name, monkeypatch):
+    made, passed = MAKERS[name](), {}
+    assert {field: getattr(getattr(made, field), "value", getattr(made, field)) for field in TOLD[name]} == TOLD[name]
+    monkeypatch.setattr(trl, name, lambda **fields: passed.update(fields))
+    MAKERS[name]()
+    assert TOLD[name].keys() <= passed.keys()   # so that TRL's defaults do not matter
+
+
+def test_the_algorithm_is_a_setting_that_is_passed_on_and_names_a_training_where_it_is_unusual():
+    usual, unusual = GrpoSettings(), GrpoSettings(algorithm=GrpoAlgorithm(loss_type="grpo", epsilon_high=0.28))
+    told = trl_config(unusual, 24, "folder", 0)
+    assert (told.loss_type, told.epsilon, told.epsilon_high) == ("grpo", 0.2, 0.28)
+    assert "algorithm" not in usual.to_json() and '"epsilon_high":0.28' in unusual.to_json()
+    assert GrpoSettings.from_json(usual.to_json()) == usual and GrpoSettings.from_json(unusual.to_json()) == unusual
+    with pytest.raises(ValueError, match="loss_type must be one of grpo, bnpo, dr_grpo, dapo, not 'ppo'"):
+        GrpoAlgorithm(loss_type="ppo")

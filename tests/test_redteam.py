@@ -65,12 +65,12 @@ def test_selection_is_the_replicator_equation():
     crowd = Crowd("", SIX, rule="evolution")
     minds = Minds.empty(crowd, 1)
     k = len(minds.shares)
-    minds.worth[0, :, 0, 0], minds.count[0, :, 0, 0] = 2.0, 10
-    minds.worth[0, :, 0, 1], minds.count[0, :, 0, 1] = 1.0, 10
+    minds.worth[0, :, 0, 0], minds.tries[0, :, 0, 0] = 2.0, 10
+    minds.worth[0, :, 0, 1], minds.tries[0, :, 0, 1] = 1.0, 10
     select(minds)
     grown = np.full(k, 1 / k) * np.exp(SELECTION * np.array([2.0, 1.0] + [1.5] * (k - 2)))
     assert minds.shares == pytest.approx((1 - MUTATION) * grown / grown.sum() + MUTATION / k)
-    assert not minds.count.any()
+    assert not minds.tries.any()
 
 
 def test_heirs_follow_the_shares():
