@@ -21,6 +21,7 @@ from .env import DaedalusEnv, EpisodeError, gym_env
 from .language import small_tokenizer
 from .market import VALUES
 from .noise import fill_uniforms
+from .results import install_hint
 from .schema import (
     DEFAULT_MECHANISM, DOMAIN, FIELDS, MAX_PENALTY, AuctionType, CoalitionPolicy, Mechanism, MechanismError,
     Observation, Positive, Record, Share, whole)
@@ -388,7 +389,7 @@ def tool_tokenizer() -> "PreTrainedTokenizerBase":
     try:
         from trl.chat_template_utils import qwen2_5_chat_template
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("tool_tokenizer needs trl: pip install trl", name="trl") from None
+        raise ModuleNotFoundError(f"tool_tokenizer needs trl: {install_hint('trl')}", name="trl") from None
 
     tokenizer = small_tokenizer()
     tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})

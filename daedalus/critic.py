@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .results import install_hint
+
 # %% ../nbs/06_critic.ipynb #critic
 NETWORKS, WIDTH = 4, 128  # networks, and units in each of their two hidden layers
 EPOCHS, BATCH, RATE, DECAY = 75, 256, 2e-3, 0.1  # passes over the examples; examples, step size and decay of a step
@@ -87,7 +89,7 @@ def _torch():
     try:
         import torch
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("Critic.fit needs torch: pip install torch", name="torch") from None
+        raise ModuleNotFoundError(f"Critic.fit needs torch: {install_hint('torch')}", name="torch") from None
     return torch
 
 

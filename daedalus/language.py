@@ -20,7 +20,7 @@ import numpy as np
 
 from .designers import Designer
 from .market import SIGNALS
-from .results import data_dir
+from .results import data_dir, install_hint
 from .schema import (
     DEFAULT_MECHANISM, DOMAIN, SYSTEM_PROMPT, Mechanism, MechanismError, Observation, RecentOutcome)
 
@@ -348,7 +348,7 @@ def mechanism_matcher(
         from llguidance.hf import from_tokenizer
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            "constrained replies need llguidance: pip install llguidance", name="llguidance") from None
+            f"constrained replies need llguidance: {install_hint('llguidance')}", name="llguidance") from None
     pattern = REPLY_PATTERN.replace("/", r"\/")
     return LLMatcher(from_tokenizer(tokenizer), f'%llguidance {{"no_forcing": true}}\nstart: /{pattern}/')
 

@@ -79,6 +79,8 @@ def _compile(
     "What typst makes of the paper."
     import typst
 
+    if not SOURCE.is_dir():
+        raise FileNotFoundError("the paper is compiled in a checkout of the project: an installed copy has no sources of it")
     given = {"facts": json.dumps(paper_facts(), sort_keys=True)}
     return typst.compile(SOURCE / "paper.typ", root=CHECKOUT, ignore_system_fonts=True, sys_inputs=given, **how)
 

@@ -25,6 +25,7 @@ from .learners import best_action, q_update
 from .market import (
     METRICS, ROUNDS, advance, enter_floor, make_floor, open_market, outcomes_of, read_market, simulate)
 from .noise import fill_uniforms
+from .results import install_hint
 from .runtime import compiled
 from .schema import AUCTION_TYPES, DEFAULT_MECHANISM, Mechanism, mechanisms_to_array
 from .search import Draw, block_keys
@@ -453,7 +454,7 @@ def _strategy(
     try:
         import cma
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("hunt needs cma: pip install cma", name="cma") from None
+        raise ModuleNotFoundError(f"hunt needs cma: {install_hint('cma')}", name="cma") from None
     options = {"bounds": [0, 1], "popsize": OFFSPRING, "verbose": -9, "seed": np.nan,
                "randn": lambda *shape: rng.standard_normal(shape)}
     return cma.CMAEvolutionStrategy(rng.uniform(0.2, 0.8, dimensions), STEP_SIZE, options)

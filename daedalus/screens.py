@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .results import data_folders
+from .results import data_folders, install_hint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -356,7 +356,8 @@ def ebay() -> "pd.DataFrame":
 
     package = find_spec("dmba")
     if package is None or package.origin is None:
-        raise DataUnavailable("the eBay sales come with the package dmba, which is not installed: pip install dmba")
+        raise DataUnavailable("the eBay sales come with the package dmba, which is not installed: "
+                              f"{install_hint('dmba')}")
     table = pd.read_csv(Path(package.origin).parent / "csvFiles" / "eBayAuctions.csv.gz")
     names = {"Category": "category", "currency": "currency", "OpenPrice": "open_price", "ClosePrice": "close_price",
              "Competitive?": "competitive", "Duration": "duration"}

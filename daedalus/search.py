@@ -21,7 +21,7 @@ from .designers import READINGS, ContextualDesigner, Kernel, KernelRidge, explor
 from .env import SUITES, draw_training_population, observe, open_episodes, play_step, suite
 from .jobs import Job, run_jobs
 from .market import ROUNDS, WARM_UP, simulate
-from .results import read_result, write_result
+from .results import install_hint, read_result
 from .schema import DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism
 
 # %% ../nbs/07_search.ipynb #score
@@ -110,7 +110,7 @@ def search_suites(
     jobs: int | str = 1,    # processes, or the address of a Dask cluster; the result does not depend on it
     folder: str | None = None, # where finished parts are kept, and found again; None: nowhere
 ) -> dict:                  # by suite: the best fixed mechanism and the oracle's, as dicts
-    "Find each suite's best fixed mechanism and the best mechanism of each of its populations; keep them as `search`."
+    "Find each suite's best fixed mechanism and the best mechanism of each of its populations."
     def run(what, parts): return [done.result for done in run_jobs(parts, jobs, folder, what)]
 
     everyone = list(dict.fromkeys(p for name in SUITES for p in suite(name)))
@@ -123,9 +123,7 @@ def search_suites(
     fixes = [Job(_fixed, (suite(name), pool, fixed_budget, final, seed),
                  len(suite(name)) * _fixed_rounds(len(pool), fixed_budget, final)) for name in SUITES]
     fixed = dict(zip(SUITES, run("suites fixed", fixes)))
-    found = {name: {"best_fixed": fixed[name], "oracle": [best[p] for p in suite(name)]} for name in SUITES}
-    write_result("search", found, {"budget": budget, "fixed_budget": fixed_budget, "final": final, "seed": seed})
-    return found
+    return {name: {"best_fixed": fixed[name], "oracle": [best[p] for p in suite(name)]} for name in SUITES}
 
 
 def _climbed(population, budget, seed) -> list[dict]:
@@ -391,7 +389,7 @@ def _optuna():
             warnings.filterwarnings("ignore", "IProgress not found")
             import optuna
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("optimise_fixed needs optuna: pip install optuna", name="optuna") from None
+        raise ModuleNotFoundError(f"optimise_fixed needs optuna: {install_hint('optuna')}", name="optuna") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

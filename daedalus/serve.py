@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import metadata
 from typing import Annotated, Any
 
 import anyio
@@ -39,7 +40,7 @@ from .designers import Designer, FixedDesigner, RandomDesigner, informed_greedy
 from .env import RECENT, EpisodeError
 from .market import SIGNALS, Score, Signal
 from .openenv import DaedalusAction, DaedalusObservation, DaedalusOpenEnv, DaedalusState, ResetOptions
-from .results import CHECKOUT, data_dir, figures_dir
+from .results import CHECKOUT, NAME, data_dir, figures_shown, is_checkout
 from .schema import (
     INFORMED_GREEDY, Mechanism, MechanismError, Number, Observation, RecentOutcome, Record, whole)
 from .search import best_fixed
@@ -442,7 +443,7 @@ def training_csv() -> str:
 
 def story() -> str:
     """The story in Markdown, as the front notebook tells it, with its figures."""
-    text = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    text = (CHECKOUT / "README.md").read_text(encoding="utf-8") if is_checkout() else metadata(NAME).get_payload()
     return text.replace("](paper/figures/", "](/plots/")
 
 
@@ -541,7 +542,7 @@ def create_app(
     here.sessions, here.desk = Sessions(limits), Desk(load, limits)
     here.player, here.batches = ThreadPoolExecutor(1, "batches"), 0
     here.limits, here.open_sockets = limits, 0
-    here.figures = {path.name: path for path in figures_dir().glob("[!.]*.png")}
+    here.figures = {path.name: path for path in figures_shown().glob("[!.]*.png")}
     app.include_router(router)
     app.post("/api/simulate", responses=refusals(400, 413, 503), tags=["Batches"],
              max_body_size=limits.batch_body)(simulate)

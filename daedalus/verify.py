@@ -34,7 +34,7 @@ from daedalus.reproduce import (
     side_by_side,
     writers,
 )
-from .results import data_dir, write_text
+from .results import check_writable, data_dir, is_checkout, write_text
 from .screens import DataUnavailable
 from .train import SHIPPED
 
@@ -562,6 +562,7 @@ def verify(
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r} is unknown: use one of {', '.join(PROFILES)}")
     chosen, needed = _chosen(profile, only)
+    check_writable("the build folder", BUILD)
     parts = _recompute_all(needed if profile == "paper" else [], chosen, force, jobs or default_jobs())
     known = {row.id for part in parts for row in part.rows}
     rows = [row for part in parts for row in part.rows]
@@ -595,7 +596,9 @@ def _writing_cell(
     result: str,
     notebook: str,
 ) -> str | None:
-    """The id of the cell that writes a result."""
+    """The id of the cell that writes a result; None in an installed copy, which has no notebooks."""
+    if not is_checkout():
+        return None
     content = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     writes = re.compile(rf"write_result\(\s*[\"']{re.escape(result)}[\"']")
     return next((cell["id"] for cell in content if writes.search("".join(cell["source"]))), None)
@@ -609,7 +612,8 @@ def _origin(
     told = ", ".join(f"{name} = {value}" for name, value in source["parameters"].items() if _is_number(value))
     notebook = source["notebook"]
     if notebook:
-        yield f"made by:    nbs/{notebook}.ipynb, cell {_writing_cell(result, notebook)!r}"
+        cell = _writing_cell(result, notebook)
+        yield f"made by:    nbs/{notebook}.ipynb" + (f", cell {cell!r}" if cell else ", in a checkout of the project")
         yield f"parameters: {told}"
         yield f"again:      daedalus reproduce --verify --profile paper --only {notebook}"
     else:

@@ -16,6 +16,7 @@ from daedalus.adapters import (
 from daedalus.auction import clear
 from daedalus.bidders import Population
 from daedalus.env import FEATURES, DaedalusEnv, EpisodeError, gym_env
+from daedalus.results import install_hint
 from daedalus.schema import (
     AUCTION_TYPES, COALITION_POLICIES, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism, MechanismError)
 
@@ -435,7 +436,7 @@ def test_a_wrong_call_is_answered_and_the_conversation_goes_on(trained):
 @pytest.mark.parametrize("missing, make, sentence", [
     ("gymnasium", "flat_env(Population.stage(0))", "flat_env needs gymnasium: pip install gymnasium"),
     ("pettingzoo", "bidder_env(Sale())", "bidder_env needs pettingzoo: pip install pettingzoo"),
-    ("trl", "tool_tokenizer()", "tool_tokenizer needs trl: pip install trl")])
+    ("trl", "tool_tokenizer()", f"tool_tokenizer needs trl: {install_hint('trl')}")])
 def test_heavy_libraries_are_imported_only_when_asked_for(missing, make, sentence):
     code = f"""
 import sys

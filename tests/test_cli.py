@@ -221,4 +221,4 @@ def test_without_the_training_libraries_one_sentence_says_how_to_get_them(tmp_pa
     (tmp_path / "sitecustomize.py").write_text(f"import sys\n{absent}sys.meta_path.insert(0, Absent())\n")
     for command in ("inference", "train"):
         sentence = refused(tmp_path, command, code=1, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
-        assert sentence.startswith("this needs ") and "pip install -e '.[search,train,serve,dev]' brings it" in sentence
+        assert sentence.startswith("this needs ") and sentence.endswith(" brings it") and "pip install -e '.[" in sentence

@@ -1,17 +1,22 @@
 """Files: hashes that see every module, places to write, installed copies, and what ended runs leave behind."""
 
 import ast
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from daedalus import jobs, reproduce, results
+from daedalus import jobs, reproduce, results, search, verify
+from daedalus.cli import app
+from daedalus.schema import DEFAULT_MECHANISM
 
 # Modules in sub-packages
 
@@ -161,3 +166,152 @@ def test_the_wheel_contains_nested_modules_and_the_data(wheel):
     assert {"daedalus/market2/engine.py", "daedalus/market2/__init__.py", "daedalus/schema.py"} <= names
     data = results.CHECKOUT / "data"
     assert {f"daedalus/data/{file.relative_to(data).as_posix()}" for file in data.rglob("*") if file.is_file()} <= names
+
+
+# Committed files are replaced by name only
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """No variable says where results go, or which notebook runs."""
+    for name in ("DAEDALUS_RESULTS_DIR", "DAEDALUS_FIGURES_DIR", "DAEDALUS_NOTEBOOK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def committed_bytes():
+    """The committed results and figures."""
+    folders = [results.data_dir(), results.CHECKOUT / "paper"]
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def test_results_and_figures_go_to_the_build_folder(plain):
+    assert results.results_dir() == results.CHECKOUT / "build" / "results"
+    assert results.figures_dir() == results.CHECKOUT / "build" / "figures"
+
+
+def test_a_result_that_names_no_notebook_is_never_committed(plain, monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "data_dir", lambda: tmp_path)
+    monkeypatch.setenv("DAEDALUS_RESULTS_DIR", str(tmp_path / "results"))
+    with pytest.raises(ValueError, match="among the committed results, which only `daedalus reproduce --profile paper` replaces"):
+        results.write_result("search", 1, {"seed": 0})
+    assert not (tmp_path / "results").exists()
+    monkeypatch.setenv("DAEDALUS_NOTEBOOK", str(reproduce.NOTEBOOKS / "07_search.ipynb"))
+    assert results.write_result("search", 1, {"seed": 0}).exists()
+
+
+def test_every_committed_result_says_which_notebook_made_it():
+    for path in results.committed_dir("results").glob("*.json"):
+        assert json.loads(path.read_text())["provenance"]["notebook"], path.name
+
+
+def test_what_an_earlier_experiment_left_is_not_taken_for_the_committed_result(plain, monkeypatch, tmp_path):
+    committed = search.oracle()
+    stale = {name: {"best_fixed": dict(DEFAULT_MECHANISM), "oracle": []} for name in ("stages", "open")}
+    monkeypatch.setattr(results, "build_dir", lambda: tmp_path)
+    results.write_text(tmp_path / "results" / "search.json", json.dumps({"value": stale}))
+    assert search.oracle() == committed and search.best_fixed() != DEFAULT_MECHANISM
+    monkeypatch.setenv("DAEDALUS_RESULTS_DIR", str(tmp_path / "results"))
+    assert search.oracle() == [] and search.best_fixed() == DEFAULT_MECHANISM
+
+
+def test_what_a_process_has_written_it_reads(plain, monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "build_dir", lambda: tmp_path)
+    results.write_result("speed", 7, {"seed": 0})
+    assert results.read_result("speed") == 7
+
+
+def fake_jobs(parts, workers, folder, what):
+    """As if every search found the default mechanism."""
+    found = [dict(DEFAULT_MECHANISM)] if what == "populations climbed" else dict(DEFAULT_MECHANISM)
+    return [jobs.Done(found, 0.0, 0, False)] * len(parts)
+
+
+def test_a_search_leaves_the_yardsticks_and_its_output_where_it_was_told(plain, monkeypatch, tmp_path):
+    before = committed_bytes()
+    monkeypatch.setattr("daedalus.search.run_jobs", fake_jobs)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["search", "--budget", "1"])
+    assert done.exit_code == 0 and done.stdout.endswith("written: build/results/search.json\n"), done.output
+    found = json.loads((tmp_path / "build" / "results" / "search.json").read_text())
+    assert found["value"]["open"]["best_fixed"] == dict(DEFAULT_MECHANISM)
+    assert found["provenance"]["parameters"] == {"budget": 1, "seed": 0}
+    assert CliRunner().invoke(app, ["search", "--budget", "1", "--output", "mine.json"]).exit_code == 0
+    assert json.loads((tmp_path / "mine.json").read_text())["value"] == found["value"]
+    assert committed_bytes() == before
+
+
+@pytest.mark.parametrize(("command", "option"), [("search", "--output"), ("inference", "--output"), ("ablate", "--record"),
+                                                 ("train", "--record"), ("search", "--work"), ("train", "--output")])
+def test_a_command_does_not_write_among_the_committed_results(command, option, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    target = results.committed_dir("results") / ("search.json" if option != "--work" else "search")
+    done = CliRunner().invoke(app, [command, option, str(target)])
+    assert done.exit_code == 2 and "among the committed results" in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# A place that cannot be written is refused before the work
+
+
+@pytest.fixture
+def below_a_file(tmp_path, monkeypatch):
+    """A folder that nobody can make, root neither: its parent is a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+
+    def work(*asked, **options):
+        raise AssertionError("the work has begun")
+
+    for name in ("daedalus.search.search_suites", "daedalus.train.train", "daedalus.variants.run_ablations",
+                 "daedalus.language.LanguageDesigner.load", "doit.doit_cmd.DoitMain.run", "daedalus.verify.spot_row"):
+        monkeypatch.setattr(name, work)
+    return tmp_path / "file" / "below"
+
+
+@pytest.mark.parametrize("words", [
+    "search --work {}", "search --output {}/search.json", "ablate --work {}", "ablate --record {}/records.json",
+    "train --profile smoke --work {}", "train --profile smoke --output {}", "train --profile smoke --record {}/record.json",
+    "inference --output {}/out.json"])
+def test_a_command_refuses_a_place_that_it_cannot_write_to(words, below_a_file):
+    done = CliRunner().invoke(app, words.format(below_a_file).split())
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output
+    assert str(below_a_file) in done.stderr and "cannot be written" in done.stderr
+    assert [path.name for path in below_a_file.parent.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("words", ["search", "ablate", "train --profile smoke", "inference"])
+def test_a_command_refuses_a_working_folder_that_is_read_only(words, below_a_file, monkeypatch):
+    def read_only(**options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    done = CliRunner().invoke(app, words.split())
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output
+    assert "cannot be written: " in done.stderr and f"Read-only file system ('{below_a_file.parent.parent}')" in done.stderr
+
+
+@pytest.mark.parametrize(("words", "place"), [
+    ("", "BUILD"), ("--verify", "BUILD"), ("--profile paper --only 20_theory", "BUILD"),
+    ("--profile paper --only 20_theory", "results"), ("--profile paper --only 20_theory", "figures"),
+    ("--keep-outputs --only 20_theory", "CHECKOUT")])
+def test_notebooks_do_not_run_where_their_results_could_not_be_kept(words, place, below_a_file, monkeypatch):
+    known = {name: results.committed_dir(name) for name in ("results", "figures")}
+    if place in known:
+        monkeypatch.setattr(reproduce, "committed_dir", lambda kind: (known | {place: below_a_file})[kind])
+    else:
+        for module in (reproduce, verify):
+            monkeypatch.setattr(module, place, below_a_file, raising=False)
+    done = CliRunner().invoke(app, ["reproduce", *words.split()])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output
+    assert f"{str(below_a_file)!r} cannot be written" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "No space left on device"), (errno.EACCES, "Permission denied")])
+def test_a_disk_that_fills_up_is_one_sentence(number, words, monkeypatch, tmp_path):
+    def full(*asked, **options):
+        raise OSError(number, words, "build/search/part.json")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("daedalus.search.search_suites", full)
+    done = CliRunner().invoke(app, ["search"])
+    assert done.exit_code == 1 and done.stderr == f"daedalus: build/search/part.json cannot be written: {words}\n"

@@ -271,7 +271,6 @@ def test_rounds_are_bounds_and_tight_ones(counted_rounds):
 
 
 def test_the_search_is_the_same_on_a_cluster_and_after_an_interrupt(cluster, tmp_path, monkeypatch):
-    monkeypatch.setenv("DAEDALUS_RESULTS_DIR", str(tmp_path / "results"))
     monkeypatch.setitem(SUITES, "stages", lambda: [Population.stage(0), Population.stage(4)])
     monkeypatch.setitem(SUITES, "open", lambda: [Population.stage(2)])
     alone = search_suites(6, 4, 4, 1)

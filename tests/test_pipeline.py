@@ -517,20 +517,34 @@ def copy(tmp_path, write_notebook):
     return tmp_path
 
 
+def commanded(copy, jobs):
+    """How the command is started on that checkout, with a folder of its own for temporary files."""
+    (copy / "temporary").mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(copy), "TMPDIR": str(copy / "temporary")}
+    return ([sys.executable, "-c", "from daedalus.cli import main; main()", "reproduce", "--jobs", jobs],
+            dict(cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+
+
+def leftovers(copy):
+    """What a run has left of work in progress."""
+    return [*(copy / "temporary").glob("daedalus-*"), *copy.rglob("*.running.ipynb")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_an_interrupted_run_resumes(copy, jobs):
-    command = [sys.executable, "-c", "from daedalus.cli import main; main()", "reproduce", "--jobs", jobs]
-    places = dict(cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def test_an_interrupted_run_resumes(copy, jobs, number):
+    command, places = commanded(copy, jobs)
     heard = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background shell ignores it
     with subprocess.Popen(command, text=True, **places, **heard) as running:
         try:
             while not (copy / "nbs" / "started").exists() and running.poll() is None:
                 time.sleep(0.1)
-            running.send_signal(signal.SIGINT)
+            running.send_signal(number)
             told, errors = running.communicate(timeout=60)
         finally:
             running.kill()
-    assert running.returncode == 130, told + errors
+    assert running.returncode == 128 + number, told + errors
+    assert leftovers(copy) == []
     assert "run the same command again to resume" in errors and "failed in cell" not in told
     built = copy / "build" / "nbs" / "smoke"
     assert sorted(file.name for file in built.iterdir()) == ["30_a.ipynb", "30_a.sha"]
@@ -541,6 +555,19 @@ def test_an_interrupted_run_resumes(copy, jobs):
     assert again.returncode == 0, again.stdout + again.stderr
     assert "2 ran, 1 were current" in again.stdout
     assert (built / "30_a.ipynb").stat().st_mtime_ns == made
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(copy):
+    command, places = commanded(copy, "1")
+    with subprocess.Popen(command, text=True, **places) as running:
+        while not (copy / "nbs" / "started").exists() and running.poll() is None:
+            time.sleep(0.1)
+        running.kill()
+    assert len(leftovers(copy)) == 1
+    (copy / "nbs" / "go").touch()
+    again = subprocess.run(command, text=True, timeout=120, **places)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert leftovers(copy) == []
 
 
 def test_outputs_are_kept_and_sources_are_not_touched(write_notebook, tmp_path):

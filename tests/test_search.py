@@ -7,6 +7,7 @@ from daedalus.bidders import Population
 from daedalus.designers import DESIGNERS, PUBLISHED_READINGS, READINGS, FixedDesigner, play
 from daedalus.env import SUITES, draw_training_population, observe, open_episodes, suite
 from daedalus.market import simulate
+from daedalus.results import write_result
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism
 from daedalus.search import (
     BLOCK, LEAST_ROUNDS, LIBRARY, ThompsonSampler, bandit, best_fixed, choose, climb, contextual, find_library, mutate,
@@ -56,7 +57,9 @@ def test_search_does_not_depend_on_the_number_of_processes(tmp_path, monkeypatch
     monkeypatch.setenv("DAEDALUS_RESULTS_DIR", str(tmp_path))
     monkeypatch.setitem(SUITES, "open", lambda: SUITES["stages"]()[:2])
     monkeypatch.setitem(SUITES, "stages", lambda: [Population.stage(0), Population.stage(4)])
-    assert search_suites(4, 4, 4, 1, jobs=1) == search_suites(4, 4, 4, 1, jobs=2)
+    found = search_suites(4, 4, 4, 1, jobs=1)
+    assert found == search_suites(4, 4, 4, 1, jobs=2)
+    write_result("search", found, {"seed": 1})
     assert [len(oracle(name)) for name in ("stages", "open")] == [2, 2]
 
 
