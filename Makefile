@@ -26,12 +26,13 @@ reproduce: $(READY) ## run every notebook at full size; remake results, figures 
 verify: $(READY) ## recompute every committed number at full size and compare; a few: daedalus reproduce --verify
 	$(REPRODUCE) --verify --profile paper
 
-test: $(READY) export ## everything CI checks: export, style, every notebook at smoke size, a few paper numbers, pytest
+test: $(READY) export ## everything CI checks: export, style, types, every notebook at smoke size, a few paper numbers, pytest
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then \
 	  git diff --exit-code --stat nbs daedalus README.md \
 	  || { echo "Exporting changed these files: stage or commit them."; exit 1; }; \
 	else echo "Not a git checkout: whether the export changed committed files is not checked."; fi
-	$(BIN)/ruff check --quiet --select E4,E7,E9,F,B --ignore E402,E701,B905 daedalus tests setup.py dodo.py
+	$(BIN)/ruff check --quiet
+	$(BIN)/mypy
 	$(REPRODUCE) --profile smoke
 	$(BIN)/daedalus reproduce --verify --profile smoke
 	@if [ "$$($(TREE))" = "$$(cat build/tests.passed 2>/dev/null)" ]; then \
@@ -58,7 +59,7 @@ bench: $(READY) ## measure the speed of the market engine
 	$(BIN)/daedalus reproduce --profile paper --only 25_speed --force --show
 
 clean: ## remove what was built, .venv included
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find daedalus tests nbs -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): EXTRAS := search,data,train,serve,notebooks,dev

@@ -4,19 +4,19 @@ import os
 
 __version__ = "0.1.0"
 
-from .runtime import wide_registers  # noqa: E402
+from .runtime import wide_registers
 
 # PyTorch reads this when it first computes: with its code for AVX2, which is as fast for models as small as ours, a
 # training is the same to the bit on both kinds of processor. What the user chose stays.
 if wide_registers():
     os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
-from .bidders import BEHAVIOUR, Behaviour, Population, PopulationError  # noqa: E402
-from .designers import DESIGNERS, FixedDesigner, RandomDesigner, play  # noqa: E402
-from .env import DaedalusEnv, suite  # noqa: E402
-from .evaluate import evaluate, paired, summary, yardsticks  # noqa: E402
-from .market import MarketState, Outcomes, simulate  # noqa: E402
-from .schema import (  # noqa: E402
+from .bidders import BEHAVIOUR, Behaviour, Population, PopulationError
+from .designers import DESIGNERS, FixedDesigner, RandomDesigner, play
+from .env import DaedalusEnv, suite
+from .evaluate import evaluate, paired, summary, yardsticks
+from .market import MarketState, Outcomes, simulate
+from .schema import (
     DEFAULT_MECHANISM,
     INFORMED_GREEDY,
     Mechanism,
@@ -24,7 +24,7 @@ from .schema import (  # noqa: E402
     Observation,
     Outcome,
 )
-from .search import best_fixed, oracle  # noqa: E402
+from .search import best_fixed, oracle
 
 __all__ = [
     "BEHAVIOUR", "BEST_FIXED", "Behaviour", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv", "FixedDesigner",

@@ -373,7 +373,7 @@ class Population(Record):
     ) -> "Population":
         "The published curriculum: eight bidders, one unit; each stage turns two more truthful bidders into the next type."
         if isinstance(stage, bool) or stage not in range(5): raise PopulationError(f"stage must be 0, 1, 2, 3 or 4, not {stage!r}")
-        return cls(truthful=8 - 2 * stage, **{kind: 2 for kind in KINDS[1:stage + 1]})
+        return cls(truthful=8 - 2 * stage, **dict.fromkeys(KINDS[1:stage + 1], 2))
 
     @classmethod
     def random(cls,

@@ -178,7 +178,7 @@ class DaedalusOpenEnv(Environment[DaedalusAction, DaedalusObservation, DaedalusS
     ) -> DaedalusObservation:
         """Open an episode; ValueError for options that are none."""
         self._refuse_closed()
-        if not (episode_id is None or isinstance(episode_id, str) and len(episode_id) <= 255):
+        if not (episode_id is None or (isinstance(episode_id, str) and len(episode_id) <= 255)):
             raise ValueError(f"episode_id must be a text of at most 255 characters, not {str(episode_id)[:40]!r}")
         self._options = ResetOptions(seed=secrets.randbelow(2**32) if seed is None else seed, **options)
         key = self._options.seed, self._options.episode

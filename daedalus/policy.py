@@ -37,7 +37,7 @@ class PolicySettings(Record):
     @classmethod
     def _name(cls, name):
         "A name or nothing."
-        if name is None or isinstance(name, str) and name.strip(): return name
+        if name is None or (isinstance(name, str) and name.strip()): return name
         raise ValueError(f"it must be a folder, a hub id or None, not {name!r}")
 
     @model_validator(mode="after")

@@ -171,8 +171,8 @@ def output_folder(
     return committed_dir(kind) if profile == "paper" else BUILD / kind / profile
 
 
-ONE_CORE = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
-                                   "VECLIB_MAXIMUM_THREADS")}  # of the libraries below NumPy and PyTorch
+ONE_CORE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+                                   "VECLIB_MAXIMUM_THREADS"), "1")  # of the libraries below NumPy and PyTorch
 
 
 def _narrow() -> dict[str, str]:
@@ -732,7 +732,7 @@ def headline() -> dict[str, tuple[Path, Path]]:  # by name: the file that profil
     """What `make quick` makes again."""
     made, kept = (output_folder("figures", NOTEBOOKS, profile) for profile in ("quick", "paper"))
     results = [output_folder("results", NOTEBOOKS, profile) / "baselines.json" for profile in ("quick", "paper")]
-    return {"boxplot": (made / "boxplot.png", kept / "boxplot.png"), "table": tuple(results),
+    return {"boxplot": (made / "boxplot.png", kept / "boxplot.png"), "table": (results[0], results[1]),
             "paper": (made / "paper" / "paper.pdf", kept.parent / "paper.pdf")}
 
 

@@ -18,7 +18,7 @@ import logging
 import reprlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import metadata
@@ -235,13 +235,13 @@ class Manners:
         number, start, status = uuid.uuid4().hex[:12], time.perf_counter(), []
         extra = [(name.lower().encode(), value.encode()) for name, value in (self.headers | {"X-Request-Id": number}).items()]
 
-        async def polite(message: dict) -> None:
+        async def polite(message: MutableMapping[str, Any]) -> None:
             """Send with the headers."""
             if message["type"] == "http.response.start":
-                message = message | {"headers": [*message["headers"], *extra]}
+                message = {**message, "headers": [*message["headers"], *extra]}
             await send(message)
 
-        async def sending(message: dict) -> None:
+        async def sending(message: MutableMapping[str, Any]) -> None:
             """Send; a body that is too large is refused in our own words."""
             if message["type"] == "http.response.start":
                 status.append(message["status"])
@@ -515,7 +515,7 @@ async def _refuse_fields(request: Request, error: RequestValidationError) -> JSO
     for fault in error.errors():
         what = fault["msg"].removeprefix("Value error, ")
         if fault["type"] != "value_error":
-            what = f"{fault['loc'][-1]}: {what}, not {ascii(reprlib.repr(fault.get('input')))}"
+            what = f"{fault['loc'][-1]}: {what}, not {reprlib.repr(fault.get('input'))!a}"
         faults.append(_fault([str(part) for part in fault["loc"]], what, fault["type"]))
     return JSONResponse({"detail": faults}, 422)
 
@@ -548,8 +548,8 @@ def create_app(
              max_body_size=limits.batch_body)(simulate)
     app.websocket("/ws")(socket)
     _add_openenv(app)
-    app.add_exception_handler(ServiceError, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse_fields)
+    app.add_exception_handler(ServiceError, _refuse)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _refuse_fields)  # type: ignore[arg-type]
     app.add_middleware(CORSMiddleware, allow_origins=list(limits.origins), allow_methods=["GET", "POST"])
     if page:
         from daedalus.arena import mount_arena
@@ -557,7 +557,8 @@ def create_app(
         mount_arena(app, arena_designers(here.desk))
     app.add_exception_handler(Exception, _stumble)
     inner = app.build_middleware_stack
-    app.build_middleware_stack = lambda: Manners(inner(), limits)   # outermost: for refusals by the framework too
+    # Outermost, for refusals by the framework too.
+    app.build_middleware_stack = lambda: Manners(inner(), limits)  # type: ignore[method-assign]
     return app
 
 # %% ../nbs/12_serve.ipynb #arena

@@ -25,7 +25,7 @@ def describe(
         shown = f"{up} against {across}" if up and across else up or across
         names = [name for name in axes.get_legend_handles_labels()[1] if not name.startswith("_")]
         text = ": ".join(filter(None, (axes.get_title(), " ".join(shown.split()))))
-        panels.append(" ".join(filter(None, (text, names and f"({', '.join(names)})"))))
+        panels.append(" ".join(filter(None, (text, f"({', '.join(names)})" if names else ""))))
     return "Figure. " + "; ".join(filter(None, panels))
 
 
@@ -45,7 +45,7 @@ def _tell_in_words() -> None:
         def described(figure):
             return draw(figure), {"alt": describe(figure)}
 
-        described.in_words = True
+        described.__dict__["in_words"] = True
         png.for_type(Figure, described)
 
 # %% ../nbs/00_style.ipynb #use-style

@@ -438,7 +438,7 @@ def recompute_claims(
     room: Room | None = None,  # where it runs
 ) -> Recomputation:
     """Recompute a notebook and compare its results."""
-    results = [name for name in _results_of(notebook)]
+    results = list(_results_of(notebook))
     own = [claim for claim in chosen if claim.result in results]
     try:
         seconds = recompute(notebook, force, room)

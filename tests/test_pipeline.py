@@ -293,7 +293,7 @@ def states():
 
 
 def test_only_what_depends_on_a_change_runs_again(project, capfd):
-    writer, reader, _ = project(2)
+    _, reader, _ = project(2)
     assert reproduce.reproduce("smoke") == 0
     assert "3 ran, 0 were current" in capfd.readouterr().out
     assert reproduce.printed(reproduce.built(reader, "smoke")) == "best: 1"
@@ -313,7 +313,7 @@ def test_only_what_depends_on_a_change_runs_again(project, capfd):
 
 
 def test_a_failure_stops_only_what_depends_on_it_and_a_rerun_resumes(project, tmp_path, capfd):
-    writer, reader, apart = project(2)
+    _, _, apart = project(2)
     (tmp_path / "broken").touch()
     assert reproduce.reproduce("smoke") == 1
     told = capfd.readouterr().out

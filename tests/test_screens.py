@@ -318,7 +318,7 @@ def test_another_file_under_the_same_name(tmp_path, monkeypatch):
 def nowhere(tmp_path, monkeypatch):
     "A machine without the data, and an empty cache."
     pooch = pytest.importorskip("pooch", reason="pooch, of the data extra, is not installed")
-    monkeypatch.setattr(screens, "data_folders", lambda: [])
+    monkeypatch.setattr(screens, "data_folders", list)
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / name)
     return tmp_path
 
@@ -330,7 +330,7 @@ def test_neither_file_nor_network(nowhere, monkeypatch):
 
 
 def test_neither_file_nor_pooch(monkeypatch):
-    monkeypatch.setattr(screens, "data_folders", lambda: [])
+    monkeypatch.setattr(screens, "data_folders", list)
     monkeypatch.setattr(screens, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pooch is not installed.*DAEDALUS_DATA_DIR"):
         tsuchiura()
