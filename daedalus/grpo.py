@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REWARDS', 'SCORE_OF', 'FIXED', 'KEPT', 'GrpoAlgorithm', 'GrpoSettings', 'MarketRewards', 'spread_within',
-           'training_populations', 'prompt_rows', 'shared_prompt_trainer', 'trl_config', 'history_row', 'Phase',
-           'reinforce']
+           'training_populations', 'prompt_rows', 'chat_trainer', 'shared_prompt_trainer', 'trl_config', 'history_row',
+           'Phase', 'reinforce']
 
 # %% ../nbs/10_grpo.ipynb #imports
 import time
@@ -19,7 +19,8 @@ from pydantic import Field
 from .bidders import Population
 from .designers import ContextualDesigner
 from .env import curriculum, draw_training_population
-from .language import LanguageDesigner, Reply, messages, sample_replies
+from .language import (
+    LanguageDesigner, Reply, chat_text, end_token, messages, sample_replies, stop_tokens, until_stop)
 from .market import ROUNDS, WARM_UP
 from .schema import DEFAULT_MECHANISM, Natural, Number, Positive, Record, Share, Switch, amount, whole
 from .search import Draw
@@ -179,27 +180,49 @@ def prompt_rows(
 
 # %% ../nbs/10_grpo.ipynb #shared-prompt-trainer
 @cache
-def shared_prompt_trainer() -> type:
-    """The class of trainer that reads each prompt once for its group."""
+def chat_trainer() -> type:
+    """TRL's class of trainer on prompts as `chat_text` writes them."""
     from trl import GRPOTrainer
 
-    class SharedPromptTrainer(GRPOTrainer):
+    class ChatTrainer(GRPOTrainer):
+        """TRL's GRPO with this project's prompts."""
+
+        def _tokenize_prompts(self, prompts):
+            texts = [chat_text(self.processing_class, prompt) for prompt in prompts]
+            return self.processing_class(texts, add_special_tokens=False)["input_ids"], None, {}
+
+    return ChatTrainer
+
+
+@cache
+def shared_prompt_trainer() -> type:
+    """The class of trainer that reads each prompt once for its group."""
+    class SharedPromptTrainer(chat_trainer()):
         """TRL's GRPO for groups of equal prompts."""
 
         def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
-            texts = self.processing_class.batch_decode(prompt_ids[::num_generations])
-            model = self.accelerator.unwrap_model(self.model)
-            found = sample_replies(model, self.processing_class, texts, num_generations, self.temperature,
+            model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
+            found = sample_replies(model, tokenizer, prompt_ids[::num_generations], num_generations, self.temperature,
                                    self.max_completion_length)
-            end = self.processing_class.eos_token_id
-            rows = found.tokens.flatten(0, 1).tolist()
-            return [row[:row.index(end) + 1] if end in row else row for row in rows], None
+            stops = stop_tokens(model, tokenizer)
+            return [until_stop(row, stops) for row in found.tokens.flatten(0, 1).tolist()], None
 
         def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
             logprobs, entropies = shared_logprobs(model, input_ids, attention_mask, logits_to_keep, self.temperature)
             return logprobs, entropies.detach(), None
 
     return SharedPromptTrainer
+
+
+def _settle(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+) -> None:
+    """Tell TRL where replies end and what fills rows up."""
+    end, stops = tokenizer.convert_ids_to_tokens(end_token(tokenizer)), sorted(stop_tokens(model, tokenizer))
+    if tokenizer.eos_token is None: tokenizer.eos_token = end
+    if tokenizer.pad_token is None: tokenizer.pad_token = end
+    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]
 
 # %% ../nbs/10_grpo.ipynb #config
 FIXED = {**OPTIMISER, "adam_beta1": 0.9, "adam_beta2": 0.99, "weight_decay": 0.0, "max_grad_norm": 1.0, "delta": None,
@@ -312,13 +335,13 @@ def reinforce(
     import torch
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import GRPOTrainer
 
     start = time.perf_counter()
+    _settle(model, tokenizer)
     rows = prompt_rows(LanguageDesigner(model.eval(), tokenizer, constrained=False), settings, seed, progress, draw)
     rewards, seconds = MarketRewards(settings.horizon, settings.futures, then), {"states": time.perf_counter() - start}
     adapters_on_a_card = hasattr(model, "peft_config") and torch.cuda.is_available()
-    kind = GRPOTrainer if adapters_on_a_card else shared_prompt_trainer()
+    kind = chat_trainer() if adapters_on_a_card else shared_prompt_trainer()
     longest = len(tokenizer(_LONGEST)["input_ids"]) + 4
     trainer = kind(model=model, reward_funcs=rewards.functions(), args=trl_config(settings, longest, folder, seed),
                    train_dataset=Dataset.from_list(rows), processing_class=tokenizer)

@@ -18,7 +18,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from .designers import Designer
-from .language import LanguageDesigner, chat_text, messages
+from .language import LanguageDesigner, chat_text, end_token, messages, padding_token
 from .schema import Mechanism, Natural, Observation, Positive, Record, Share, amount
 from .states import STAGE_SHARE, draw_populations, visits
 
@@ -100,20 +100,20 @@ def _labelled(
     tokenizer: "PreTrainedTokenizerBase",
     rows: Sequence[dict],  # with `prompt` and `completion`, each a list of messages
 ) -> dict[str, list[list[int]]]:  # `input_ids` and `labels` of each row
-    """Pairs as tokens, with labels for the replies only.
+    """Pairs as tokens, with labels for the replies and their end token only.
 
-    Raises ValueError for a chat template that writes a prompt differently when a reply follows it.
+    Raises ValueError for a completion that is not one message, and as `chat_text` and `end_token` do.
     """
     def tokens(texts):
         return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    prompts = [chat_text(tokenizer, row["prompt"]) for row in rows]
-    pairs = tokenizer.apply_chat_template([row["prompt"] + row["completion"] for row in rows], tokenize=False)
-    if not all(pair.startswith(prompt) for pair, prompt in zip(pairs, prompts)):
-        raise ValueError("the tokenizer's chat template writes a prompt differently when a reply follows: change it")
-    heads, tails = tokens(prompts), tokens([pair[len(prompt):] for pair, prompt in zip(pairs, prompts)])
-    return {"input_ids": [head + tail for head, tail in zip(heads, tails)],
-            "labels": [[-100] * len(head) + tail for head, tail in zip(heads, tails)]}
+    if wrong := next((row["completion"] for row in rows if len(row["completion"]) != 1), None):
+        raise ValueError(f"a completion must be one message, not {len(wrong)}")
+    mark = tokenizer.convert_ids_to_tokens(end_token(tokenizer))
+    heads = tokens([chat_text(tokenizer, row["prompt"]) for row in rows])
+    tails = tokens([mark + row["completion"][0]["content"] + mark for row in rows])  # a text's beginning may differ
+    return {"input_ids": [head + tail[1:] for head, tail in zip(heads, tails)],
+            "labels": [[-100] * len(head) + tail[1:] for head, tail in zip(heads, tails)]}
 
 # %% ../nbs/09_sft.ipynb #settings
 class FineTuneSettings(Record):
@@ -289,7 +289,7 @@ def fine_tune(
     with torch.random.fork_rng():
         trainer = kind(model, _trainer_settings(settings, folder), processing_class=tokenizer,
                        train_dataset=labelled.select(order), callbacks=[progress_bar("fine-tuning", "loss")],
-                       data_collator=partial(_pad, filler=tokenizer.pad_token_id))
+                       data_collator=partial(_pad, filler=padding_token(tokenizer)))
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     vars(model.get_base_model() if hasattr(model, "get_base_model") else model).pop("forward", None)
