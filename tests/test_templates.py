@@ -134,7 +134,7 @@ def test_a_tokenizer_without_padding_and_end_is_trained_and_asked(tmp_path):
     model = model_for(tokenizer)
     fine_tune(model, tokenizer, [pair(), pair()], FineTuneSettings(steps=1, batch_size=2), tmp_path)
     assert LanguageDesigner(model, tokenizer).replies([SEEN])[0].mechanism
-    settings = GrpoSettings(steps=1, batch_size=4, generations=4, horizon=1, futures=1)
+    settings = GrpoSettings(steps=1, batch_size=4, generations=4, horizon=1, futures=1, beta=0.0)
     assert len(reinforce(model, tokenizer, settings, 0, str(tmp_path)).history) == 1
 
 
@@ -146,7 +146,7 @@ def test_a_model_of_grpo_reads_the_prompt_of_use(tmp_path):
     tokenizer = plain(bos_token="<BOS>", eos_token="<EOS>")
     trainer = shared_prompt_trainer()(
         model=model_for(tokenizer), reward_funcs=MarketRewards(1, 1).functions(), processing_class=tokenizer,
-        args=trl_config(GrpoSettings(steps=1, batch_size=4, generations=4), 8, str(tmp_path), 0),
+        args=trl_config(GrpoSettings(steps=1, batch_size=4, generations=4, beta=0.0), 8, str(tmp_path), 0),
         train_dataset=Dataset.from_list([{"prompt": messages(SEEN), "state": "", "luck": 0}]))
     ids, images, others = trainer._tokenize_prompts([messages(SEEN)])
     assert tokenizer.decode(ids[0]) == chat_text(tokenizer, messages(SEEN)) and (images, others) == (None, {})
@@ -166,10 +166,10 @@ def test_a_model_stops_at_every_token_that_ends_its_replies():
     model = model_for(tokenizer, eos_token_id=[5, 9])
     names = {tokenizer.convert_tokens_to_ids(name) for name in ("<EOS>", "<|im_end|>")}
     assert stop_tokens(model, tokenizer) == names | {5, 9}
-    tokens = sample_replies(model, tokenizer, ["a"], 400, 5.0, 40, torch.Generator().manual_seed(0)).tokens[0].tolist()
-    ends = [next((at for at, token in enumerate(row) if token in stop_tokens(model, tokenizer)), 40) for row in tokens]
-    assert all(set(row[end + 1:]) <= {padding_token(tokenizer)} for row, end in zip(tokens, ends)) and min(ends) < 39
-    assert {row[end] for row, end in zip(tokens, ends) if end < 40} == names | {5, 9}
+    tokens = sample_replies(model, tokenizer, ["a"], 400, 5.0, 20, torch.Generator().manual_seed(0)).tokens[0].tolist()
+    ends = [next((at for at, token in enumerate(row) if token in stop_tokens(model, tokenizer)), 20) for row in tokens]
+    assert all(set(row[end + 1:]) <= {padding_token(tokenizer)} for row, end in zip(tokens, ends)) and min(ends) < 19
+    assert {row[end] for row, end in zip(tokens, ends) if end < 20} == names | {5, 9}
 
 
 def test_marks_of_thinking_stay_in_the_text_of_a_reply():
