@@ -110,20 +110,24 @@ class Clearing(NamedTuple):
     payments: np.ndarray
 
 def clear(
-    bids,                # float [lots, bidders], or [lots, bidders, 1 or 2]: a bid for each unit, descending; 0 or less: no bid
+    bids,                # float [lots, bidders], or [lots, bidders, 1 or 2]: each unit's, descending; 0 or less: no bid
     auction_type: str,   # one of schema.AUCTION_TYPES
     n_items: int = 1,    # identical units in each lot
     reserve: float = 0.0,# lowest price; a bid under it does not count
 ) -> Clearing:
     "Clear a batch of sealed-bid lots: the `n_items` highest valid bids win, and pay by the rule of `auction_type`."
-    if auction_type not in AUCTION_TYPES: raise ValueError(f"auction_type is {auction_type!r}; allowed: {', '.join(AUCTION_TYPES)}")
+    if auction_type not in AUCTION_TYPES:
+        raise ValueError(f"auction_type is {auction_type!r}; allowed: {', '.join(AUCTION_TYPES)}")
     if n_items < 1: raise ValueError(f"n_items is {n_items}; allowed: 1 or more")
     bids = np.asarray(bids, float)
     if bids.ndim == 2: bids = bids[:, :, None]
-    if bids.ndim != 3 or bids.shape[2] > 2: raise ValueError(f"bids has shape {bids.shape}; allowed: [lots, bidders] or [lots, bidders, 1 or 2]")
+    if bids.ndim != 3 or bids.shape[2] > 2:
+        raise ValueError(f"bids has shape {bids.shape}; allowed: [lots, bidders] or [lots, bidders, 1 or 2]")
     if not np.isfinite(bids).all(): raise ValueError("bids holds NaN or infinity; allowed: finite numbers")
-    if (np.diff(bids, axis=2) > 0).any(): raise ValueError("bids holds a second bid above the first; allowed: descending bids for each bidder")
+    if (np.diff(bids, axis=2) > 0).any():
+        raise ValueError("bids holds a second bid above the first; allowed: descending bids for each bidder")
     if not 0 <= reserve < np.inf: raise ValueError(f"reserve is {reserve}; allowed: 0 or more")
     units, payments = np.zeros(bids.shape[:2], np.int64), np.zeros(bids.shape[:2])
-    _clear(bids, AUCTION_TYPES.index(auction_type), n_items, float(reserve), np.empty(n_items + 2), np.empty(n_items + 2, np.int64), units, payments)
+    _clear(bids, AUCTION_TYPES.index(auction_type), n_items, float(reserve), np.empty(n_items + 2),
+           np.empty(n_items + 2, np.int64), units, payments)
     return Clearing(units, payments)

@@ -77,7 +77,8 @@ def read_rules(
     row, # float [11]: `Mechanism.to_array()`
 ):
     "Name the eleven numbers of a mechanism."
-    return Rules(int(row[0]), row[1], row[2] > 0, row[3] > 0, row[4] > 0, row[5] > 0, row[6] > 0, row[7], row[8], row[9], int(row[10]))
+    return Rules(int(row[0]), row[1], row[2] > 0, row[3] > 0, row[4] > 0, row[5] > 0, row[6] > 0, row[7],
+                 row[8], row[9], int(row[10]))
 
 @compiled
 def openness(
@@ -191,7 +192,7 @@ NOTHING, PRICE_ONLY, EVERYTHING = range(3)
 def feedback(
     rules, # Rules
 ):
-    "What a bidder can learn from a session: its own result, that and the clearing prices, or what every arm would have earned."
+    "What a bidder learns from a session: its own result, that and the clearing prices, or what each arm would have earned."
     if rules.bids or rules.distribution: return EVERYTHING
     return PRICE_ONLY if rules.price else NOTHING
 
@@ -212,7 +213,8 @@ def update_arms(
         below += chances[arm]
         gain = payoff[arm]
         if known == NOTHING: gain = gain / (chances[arm] + behaviour.tremble) if arm == played else 0.0
-        elif known == PRICE_ONLY and first and arm < ARMS: gain = gain / (below + behaviour.tremble) if arm >= played else 0.0
+        elif known == PRICE_ONLY and first and arm < ARMS:
+            gain = gain / (below + behaviour.tremble) if arm >= played else 0.0
         log_weight[arm] = behaviour.memory * log_weight[arm] + behaviour.precision * gain
 
 # %% ../nbs/02_bidders.ipynb #entry
@@ -222,7 +224,7 @@ def entry_probability(
     rules,     # Rules
     behaviour, # Behaviour
 ):
-    "Chance that a dropout enters the session: it weighs what entrants earned, and what it would not be told, against its entry cost."
+    "Chance that a dropout enters the session: what entrants earned, against its entry cost and what it is not told."
     hidden = 1 - openness(rules) + (0.0 if rules.public_reserve else rules.reserve)
     margin = outlook - behaviour.entry_cost * (1 + hidden)
     return 1 / (1 + math.exp(-margin / behaviour.entry_noise))
@@ -252,7 +254,7 @@ def ring_resolve(
     rules,     # Rules
     behaviour, # Behaviour
 ):
-    "The trust a ring tends to: how well it can monitor, times the share of its meetings at which the stake exceeds the expected fine."
+    "The trust a ring tends to: how well it monitors, times the share of meetings whose stake exceeds the expected fine."
     if gain <= 0: return 0.0
     expected_fine = detection(rules, behaviour) * rules.collusion_penalty
     return monitoring(rules) * max(0.0, 1 - expected_fine / (2 * gain))
@@ -264,7 +266,7 @@ def flip_payoff(
     fine,      # what handing it back costs
     low, high, # range of resale offers
 ):
-    "Expected payoff of buying at `price`, keeping the unit if the resale offer U[low, high] covers it, and handing it back otherwise."
+    "Expected payoff of buying at `price` and handing the unit back unless the resale offer U[low, high] covers it."
     back = min(1.0, max(0.0, (price - fine - low) / (high - low)))
     kept_mean = (low + (high - low) * back + high) / 2
     return -fine * back + (1 - back) * (kept_mean - price)
@@ -349,8 +351,10 @@ class Population(Record):
     @model_validator(mode="after")
     def _possible(self):
         "At least one bidder and not more than the market seats, and a range of values that is one."
-        if not 1 <= self.bidders <= MAX_BIDDERS: raise ValueError(f"the counts must add up to 1 to {MAX_BIDDERS} bidders, not {self.bidders}")
-        if self.value_low >= self.value_high: raise ValueError(f"value_low must be below value_high ({self.value_high}), not {self.value_low}")
+        if not 1 <= self.bidders <= MAX_BIDDERS:
+            raise ValueError(f"the counts must add up to 1 to {MAX_BIDDERS} bidders, not {self.bidders}")
+        if self.value_low >= self.value_high:
+            raise ValueError(f"value_low must be below value_high ({self.value_high}), not {self.value_low}")
         return self
 
     @property
@@ -372,7 +376,8 @@ class Population(Record):
         stage: int, # 0 to 4
     ) -> "Population":
         "The published curriculum: eight bidders, one unit; each stage turns two more truthful bidders into the next type."
-        if isinstance(stage, bool) or stage not in range(5): raise PopulationError(f"stage must be 0, 1, 2, 3 or 4, not {stage!r}")
+        if isinstance(stage, bool) or stage not in range(5):
+            raise PopulationError(f"stage must be 0, 1, 2, 3 or 4, not {stage!r}")
         return cls(truthful=8 - 2 * stage, **dict.fromkeys(KINDS[1:stage + 1], 2))
 
     @classmethod

@@ -322,7 +322,8 @@ def train(
 @says_what_is_wrong
 def ablate(
     work: Annotated[Path, typer.Option(help="Folder of the trainings.")] = Path("build", "ablations"),
-    record: Annotated[Path, typer.Option(help="JSON file of the records; those it has are kept.")] = Path("build", "ablations.json"),
+    record: Annotated[
+        Path, typer.Option(help="JSON file of the records; those it has are kept.")] = Path("build", "ablations.json"),
 ) -> None:
     """Train the variants of a small recipe.
 
@@ -348,7 +349,8 @@ def search(
     workers: Annotated[int, typer.Option(help="Processes, 1 or more: the result is the same.")] = 1,
     cluster: Annotated[str | None, typer.Option(help="Dask scheduler to run on, such as tcp://host:8786.")] = None,
     work: Annotated[Path, typer.Option(help="Folder where finished parts are kept.")] = Path("build", "search"),
-    output: Annotated[Path, typer.Option(help="JSON file for what is found.")] = Path("build", "results", "search.json"),
+    output: Annotated[Path, typer.Option(help="JSON file for what is found.")] = Path("build", "results",
+                                                                                      "search.json"),
 ) -> int:
     """Search for the best mechanisms.
 
@@ -399,7 +401,8 @@ def _verify(
 @app.command()
 @says_what_is_wrong
 def reproduce(
-    profile: Annotated[str, typer.Option(help="smoke: small. paper: full size, replaces what is committed. quick: the headline.")] = "smoke",
+    profile: Annotated[str, typer.Option(
+        help="smoke: small. paper: full size, replaces what is committed. quick: the headline.")] = "smoke",
     only: Annotated[list[str] | None, typer.Option(help="Notebook, such as 20_theory; may repeat. Or a claim.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say which would run, and run none.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run even where nothing changed.")] = False,
@@ -411,8 +414,9 @@ def reproduce(
 ) -> int:
     """Run the notebooks; verify and trace their numbers.
 
-    Only what changed runs. Executed notebooks go to build/nbs. A run that was interrupted goes on where it stopped. With --verify the table of
-    claims is printed: at profile smoke numbers that can be recomputed within seconds, at profile paper all of them.
+    Only what changed runs. Executed notebooks go to build/nbs. A run that was interrupted goes on where it stopped.
+    With --verify the table of claims is printed: at profile smoke numbers that can be recomputed within seconds, at
+    profile paper all of them.
     """
     from daedalus import reproduce as runner
 

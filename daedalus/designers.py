@@ -82,7 +82,7 @@ def _design(
     designer: Designer | Callable[[Observation], Mechanism],
     episodes: Episodes,
 ) -> list[Mechanism]:
-    """The designer's mechanism for each episode, from the batch as it is or from observations; a plain function is asked one by one."""
+    """The designer's mechanism for each episode, from the batch or from observations; a function is asked one by one."""
     if hasattr(designer, "on"):
         return designer.on(episodes)
     observations = observe(episodes)

@@ -204,7 +204,8 @@ def _observation(
     return Observation(
         round_number=episodes.round_number,
         episode_length=episodes.episode_length,
-        market_outcomes=tuple(RecentOutcome(**_row(past, tuple(RecentOutcome.model_fields), at)) for past in episodes.recent),
+        market_outcomes=tuple(RecentOutcome(**_row(past, tuple(RecentOutcome.model_fields), at))
+                              for past in episodes.recent),
         signals=dict(zip(SIGNALS, last.signals[at].tolist(), strict=True)),
         mechanism=episodes.mechanisms[at],
         reward=float(last.reward[at]) if episodes.round_number else None,

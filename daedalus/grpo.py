@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 class GrpoAlgorithm(Record):
     """What TRL lets one choose of GRPO itself, under its names: what a new version would do by default changes nothing."""
 
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = Field("dapo", description="how the tokens of a batch are averaged")
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = Field("dapo",
+                                                                  description="how the tokens of a batch are averaged")
     epsilon: Share = Field(0.2, description="ratios of probabilities are clipped at 1 less this, ...")
     epsilon_high: Share | None = Field(None, description="... and at 1 plus this; none: plus epsilon")
     num_iterations: Positive = Field(1, description="updates from the same replies")
@@ -47,7 +48,8 @@ class GrpoAlgorithm(Record):
 
 
 # Left out of the JSON, which names a training: those before there was a choice had these values too.
-_UNWRITTEN = ('{"loss_type":"dapo","epsilon":0.2,"epsilon_high":null,"num_iterations":1,"importance_sampling_level":"token",'
+_UNWRITTEN = (
+    '{"loss_type":"dapo","epsilon":0.2,"epsilon_high":null,"num_iterations":1,"importance_sampling_level":"token",'
               '"mask_truncated_completions":false,"multi_objective_aggregation":"sum_then_normalize","temperature":1.0}')
 
 # %% ../nbs/10_grpo.ipynb #settings
@@ -226,9 +228,10 @@ def _settle(
 
 # %% ../nbs/10_grpo.ipynb #config
 FIXED = {**OPTIMISER, "adam_beta1": 0.9, "adam_beta2": 0.99, "weight_decay": 0.0, "max_grad_norm": 1.0, "delta": None,
-         "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "top_entropy_quantile": 1.0, "entropy_coef": 0.0,
-         "use_adaptive_entropy": False, "off_policy_mask_threshold": None, "use_bias_correction_kl": True,
-         "sync_ref_model": False, "disable_dropout": False, "cast_lm_head_to_fp32": False, "shuffle_dataset": False}
+         "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0, "top_entropy_quantile": 1.0,
+         "entropy_coef": 0.0, "use_adaptive_entropy": False, "off_policy_mask_threshold": None,
+         "use_bias_correction_kl": True, "sync_ref_model": False, "disable_dropout": False,
+         "cast_lm_head_to_fp32": False, "shuffle_dataset": False}
 
 
 def trl_config(
@@ -243,13 +246,15 @@ def trl_config(
 
     gpu = torch.cuda.is_available()
     return GRPOConfig(
-        **settings.algorithm.model_dump(), **FIXED, output_dir=folder, max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation, num_generations=settings.generations,
-        learning_rate=settings.learning_rate, lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.1}, warmup_steps=settings.warm_up, beta=settings.beta, scale_rewards=settings.scale,
-        steps_per_generation=settings.accumulation, reward_weights=list(settings.weights), max_completion_length=reply_tokens,
-        use_cpu=not gpu, bf16=gpu, activation_checkpointing=False, seed=seed, data_seed=seed, logging_steps=1,
-        save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=gpu)
+        **settings.algorithm.model_dump(), **FIXED, output_dir=folder, max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.accumulation,
+        num_generations=settings.generations, learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=settings.warm_up, beta=settings.beta, scale_rewards=settings.scale,
+        steps_per_generation=settings.accumulation, reward_weights=list(settings.weights),
+        max_completion_length=reply_tokens, use_cpu=not gpu, bf16=gpu, activation_checkpointing=False,
+        seed=seed, data_seed=seed, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+        dataloader_pin_memory=gpu)
 
 # %% ../nbs/10_grpo.ipynb #history
 KEPT = ("loss", "grad_norm", "learning_rate", "reward", "reward_std", "entropy", "kl", "frac_reward_zero_std",

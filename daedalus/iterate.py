@@ -43,12 +43,14 @@ def improve(
     library, names, parts = designer.library, designer.names, []
     count = improvement_populations(rounds, len(library))
     if count < 2:
-        raise ValueError(f"rounds must pay for two populations in each of {ITERATIONS} iterations, and {rounds!r} do not")
+        raise ValueError(
+            f"rounds must pay for two populations in each of {ITERATIONS} iterations, and {rounds!r} do not")
     rng = np.random.default_rng([seed, IMPROVEMENT_BLOCK, len(names)])
     for turn in range(ITERATIONS):
         people = [draw(rng) for _ in range(count)]
         keys = block_keys(count, seed, IMPROVEMENT_BLOCK + 1000 * len(names) + turn)
-        parts.append(explore(library, people, keys, rng, horizon=LOOK_AHEAD, guide=designer, then=designer, tried=TRIED))
+        parts.append(explore(library, people, keys, rng, horizon=LOOK_AHEAD, guide=designer, then=designer,
+                             tried=TRIED))
         inputs, values = map(np.concatenate, zip(*parts[-2:], strict=True))
         critic = Critic.fit(inputs[:, [READINGS.index(name) for name in names]], values, seed)
         designer = ContextualDesigner(library, critic, names)

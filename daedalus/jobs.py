@@ -170,7 +170,8 @@ def _read(
         return None
 
 # %% ../nbs/07_jobs.ipynb #here
-Finished = Generator[tuple[int, str, float], None, None]   # number of a job, its result as JSON, seconds of processor time
+Finished = Generator[tuple[int, str, float], None,
+                     None]   # number of a job, its result as JSON, seconds of processor time
 
 
 def _here(

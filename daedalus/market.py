@@ -56,7 +56,7 @@ class MarketState(NamedTuple):
     "Everything a batch of markets remembers from one session to the next; `advance` changes it in place."
     key: np.ndarray         # uint64 [batch, 2]: seed and episode
     kind: np.ndarray        # int64 [batch, n]: type of each bidder, -1 for an empty seat
-    traits: np.ndarray      # float64 [batch, 6]: bidders, units, lowest and highest value, worth of a second unit, return rate
+    traits: np.ndarray      # float64 [batch, 6]: bidders, units, values from and to, a second unit, return rate
     round: np.ndarray       # int64 [batch]: sessions played
     log_weight: np.ndarray  # float64 [batch, n, MOVES]: what each bidder has learned of its arms
     belief: np.ndarray      # float64 [batch, 4]: entry outlook, remembered price, ring trust, ring gain
@@ -98,7 +98,8 @@ def _aligned(
 ) -> Sequence:
     "One value for each market; ValueError if the lengths do not fit."
     values = [values] * batch if isinstance(values, single) else values
-    if not isinstance(values, Sequence): raise ValueError(f"{what} must be a {single.__name__} or a sequence of them, not {values!r}")
+    if not isinstance(values, Sequence):
+        raise ValueError(f"{what} must be a {single.__name__} or a sequence of them, not {values!r}")
     if len(values) != batch:
         raise ValueError(f"{what} must be one for all or one for each of the {batch} markets, not {len(values)}")
     wrong = [value for value in values if not isinstance(value, single)]
@@ -117,7 +118,9 @@ def _keys(
         raise ValueError(f"seeds must be whole numbers from 0, not {keys.ravel()[:3].tolist()}")
     if keys.ndim == 1: keys = np.stack([keys, np.zeros_like(keys)], 1)
     if keys.ndim != 2 or keys.shape[1] != 2 or len(keys) not in (1, batch or len(keys)):
-        raise ValueError(f"seeds must be one for all or one for each of the {batch or len(keys)} markets, or pairs (seed, episode), not an array of shape {np.shape(seeds)}")
+        raise ValueError(
+            f"seeds must be one for all or one for each of the {batch or len(keys)} markets, or pairs (seed, episode), "
+                         f"not an array of shape {np.shape(seeds)}")
     return np.array(np.broadcast_to(keys, (batch or len(keys), 2)), np.uint64)
 
 # %% ../nbs/04_market.ipynb #new-market
@@ -132,11 +135,13 @@ def new_market(
     different, places = distinct(populations)
     kind = np.full((len(different), max((p.bidders for p in different), default=1)), -1)
     for row, p in zip(kind, different): row[:p.bidders] = p.kinds()
-    traits = np.array([(p.bidders, p.n_items, p.value_low, p.value_high, p.second_unit, p.return_rate) for p in different],
+    traits = np.array([(p.bidders, p.n_items, p.value_low, p.value_high, p.second_unit, p.return_rate)
+                       for p in different],
                       np.float64).reshape(-1, 6)
     kind, traits = kind[places], traits[places]
     belief = np.stack([np.ones(batch), traits[:, 2:4].mean(1), np.zeros(batch), np.zeros(batch)], 1)
-    return MarketState(_keys(seeds, batch), kind, traits, np.zeros(batch, np.int64), np.zeros((*kind.shape, MOVES)), belief)
+    return MarketState(_keys(seeds, batch), kind, traits, np.zeros(batch, np.int64),
+                       np.zeros((*kind.shape, MOVES)), belief)
 
 # %% ../nbs/04_market.ipynb #market
 class Market(NamedTuple):
@@ -172,11 +177,12 @@ def read_market(
                   members, learners, LOTS * surplus, rules.withdrawal_penalty * n * surplus)
 
 # %% ../nbs/04_market.ipynb #floor
-REVENUE, PRICE_SUM, SOLD, RETURNED, RING_GAIN, BIDS, BID_SUM, BID_SQUARES, TOP_SUM, NEXT_SUM, BID_COUNT_SQUARES, ENTRIES = range(12)  # of `tally`
+(REVENUE, PRICE_SUM, SOLD, RETURNED, RING_GAIN, BIDS, BID_SUM, BID_SQUARES, TOP_SUM, NEXT_SUM, BID_COUNT_SQUARES,
+ ENTRIES) = range(12)  # of `tally`
 
 
 class Floor(NamedTuple):
-    "The trading floor: the rows of one market's state, and scratch arrays that nothing outlives but `surplus` and `history`."
+    "The trading floor: the rows of one market's state, and scratch arrays; only `surplus` and `history` outlive a step."
     kind: np.ndarray        # int [n]: a row of the state
     log_weight: np.ndarray  # float [n, MOVES]: a row of the state
     belief: np.ndarray      # float [4]: a row of the state
@@ -212,9 +218,10 @@ def make_floor(
     n, items = state.kind.shape[1], int(state.traits[:, 1].max())
     reals, wholes = [np.zeros(n) for _ in range(7)], [np.zeros(n, np.int64) for _ in range(4)]
     return Floor._make([
-        state.kind[0], state.log_weight[0], state.belief[0], np.zeros(n + 8), *reals, *wholes, np.zeros((n, MOVES)), np.zeros((n, MOVES)),
-        np.zeros(rounds), np.zeros(ENTRIES), np.zeros(items + 3), np.zeros(items + 3, np.int64), np.zeros(items),
-        np.zeros(items, np.int64), np.zeros(LOTS * items + 8), np.zeros(LOTS * items + 8)])
+        state.kind[0], state.log_weight[0], state.belief[0], np.zeros(n + 8), *reals, *wholes,
+        np.zeros((n, MOVES)), np.zeros((n, MOVES)), np.zeros(rounds), np.zeros(ENTRIES), np.zeros(items + 3),
+        np.zeros(items + 3, np.int64), np.zeros(items), np.zeros(items, np.int64), np.zeros(LOTS * items + 8),
+        np.zeros(LOTS * items + 8)])
 
 
 @compiled
@@ -225,9 +232,10 @@ def enter_floor(
     "The floor of market `b`: its rows of the state, and lists no longer than its lots need."
     items = int(state.traits[b, 1])
     listed = items + (2 if items == 1 else 3)
-    return Floor(state.kind[b], state.log_weight[b], state.belief[b], floor.value, floor.bid, floor.bid2, floor.slope, floor.slope2,
-                 floor.start, floor.net, floor.surplus, floor.arm, floor.present, floor.active, floor.valid, floor.chances, floor.credit,
-                 floor.history, floor.tally, floor.top[:listed], floor.who[:listed], floor.best[:items], floor.best_who[:items],
+    return Floor(state.kind[b], state.log_weight[b], state.belief[b], floor.value, floor.bid, floor.bid2,
+                 floor.slope, floor.slope2, floor.start, floor.net, floor.surplus, floor.arm, floor.present,
+                 floor.active, floor.valid, floor.chances, floor.credit, floor.history, floor.tally,
+                 floor.top[:listed], floor.who[:listed], floor.best[:items], floor.best_who[:items],
                  floor.luck, floor.offers)
 
 # %% ../nbs/04_market.ipynb #enter
@@ -304,7 +312,8 @@ def lifted(
     rules,      # Rules
 ):
     "The bid, raised to a public reserve that the value covers."
-    if rules.public_reserve and 0 < bid < rules.reserve and value >= rules.reserve: return rules.reserve * (1 + TIE_BREAK * value)
+    if rules.public_reserve and 0 < bid < rules.reserve and value >= rules.reserve:
+        return rules.reserve * (1 + TIE_BREAK * value)
     return bid
 
 
@@ -318,7 +327,8 @@ def draw_bids(
         floor.value[i] = market.low + (market.high - market.low) * floor.value[i]
         floor.bid[i] = lifted(floor.start[i] + floor.slope[i] * floor.value[i], floor.value[i], rules)
     if market.items > 1:
-        for i in range(market.n): floor.bid2[i] = lifted(floor.slope2[i] * floor.value[i], market.second_unit * floor.value[i], rules)
+        for i in range(market.n):
+            floor.bid2[i] = lifted(floor.slope2[i] * floor.value[i], market.second_unit * floor.value[i], rules)
     leader, second = ring_leaders(market, floor)
     if meets:
         floor.active[leader] += 1
@@ -373,7 +383,8 @@ def sell_again(
     at,     # the first listed bid that may get it
 ):
     "Offer a returned unit to the best losing bid; gives the value it realises, and where the next offer starts."
-    while at < floor.top.size and floor.who[at] >= 0 and (floor.who[at] == seller or floor.arm[floor.who[at]] == SHILL): at += 1
+    while at < floor.top.size and floor.who[at] >= 0 and (floor.who[at] == seller or floor.arm[floor.who[at]] == SHILL):
+        at += 1
     if at >= floor.top.size or floor.who[at] < 0: return 0.0, at
     worth, price = behaviour.second_hand * unit_value(market, floor, at), behaviour.second_hand * floor.top[at]
     floor.net[floor.who[at]] += worth - price
@@ -391,10 +402,12 @@ def trade(
         i = floor.who[at]
         if i < 0: break
         if floor.arm[i] == SHILL: continue   # a false bid won: the unit stays unsold
-        price, worth = unit_price(rules.auction_type, floor.top, floor.who, market.items, rules.reserve, at), unit_value(market, floor, at)
+        price, worth = unit_price(rules.auction_type, floor.top, floor.who, market.items, rules.reserve,
+                                  at), unit_value(market, floor, at)
         floor.tally[SOLD] += 1
         floor.tally[PRICE_SUM] += price
-        if floor.arm[i] == FLIP: worth = market.low + (behaviour.resale * market.high - market.low) * floor.offers[lot * market.items + at]
+        if floor.arm[i] == FLIP:
+            worth = market.low + (behaviour.resale * market.high - market.low) * floor.offers[lot * market.items + at]
         elif floor.luck[lot * market.items + at] < market.return_rate: worth = 0.0
         if worth - price >= -market.withdrawal_fine:
             floor.net[i] += worth - price
@@ -455,17 +468,20 @@ def ring_saving(
 def look_back(
     market, rules, behaviour, meets, leader, floor,
 ):
-    "Credit the arms of the bidders that took part in the lot; where only prices are known, losers of a second-price lot learn nothing."
+    "Credit the arms of those who took part in the lot; where only prices are known, second-price losers learn nothing."
     known, top, who, items = feedback(rules), floor.top, floor.who, market.items
     winners_only = known == PRICE_ONLY and rules.auction_type != FIRST_PRICE
     for i in range(market.n):
         kind = floor.kind[i]
         if kind == TRUTHFUL or not floor.present[i] or (meets and kind == COLLUDER and i != leader): continue
         if kind == EXPLOITER and known != NOTHING:
-            credit_tricks(floor.credit, top, who, i, items, market.withdrawal_fine, floor.belief[PRICE], market.low, market.high, rules, behaviour)
+            credit_tricks(floor.credit, top, who, i, items, market.withdrawal_fine, floor.belief[PRICE],
+                          market.low, market.high, rules, behaviour)
         if winners_only and count_bids(who, i, items) == 0: continue
         if items == 1: credit_one_unit(floor.credit, i, floor.value[i], top[1] if who[0] == i else top[0], rules)
-        else: credit_two_units(floor.credit, i, floor.value[i], market.second_unit, rival_bid(top, who, i, items - 1), rival_bid(top, who, i, items - 2), rules)
+        else:
+            credit_two_units(floor.credit, i, floor.value[i], market.second_unit,
+                             rival_bid(top, who, i, items - 1), rival_bid(top, who, i, items - 2), rules)
 
 # %% ../nbs/04_market.ipynb #trade-session
 @compiled
@@ -561,7 +577,8 @@ def mean_shading(
     "Mean shading factor of the strategic bidders that shaded; 1 where there were none."
     total, count = 0.0, 0
     for i in range(market.n):
-        if floor.kind[i] != TRUTHFUL and floor.present[i] and floor.arm[i] < ARMS: total, count = total + shade(floor.arm[i]), count + 1
+        if floor.kind[i] != TRUTHFUL and floor.present[i] and floor.arm[i] < ARMS:
+            total, count = total + shade(floor.arm[i]), count + 1
     return total / count if count > 0 else 1.0
 
 # %% ../nbs/04_market.ipynb #pairs
@@ -686,7 +703,7 @@ def advance(
 
 # %% ../nbs/04_market.ipynb #outcomes
 class Outcomes(NamedTuple):
-    "What a batch of markets made of its mechanisms, each array [batch] or [batch, steps]: means over the scored rounds of a step."
+    "What a batch of markets made of its mechanisms, arrays [batch] or [batch, steps]: means over a step's scored rounds."
     welfare: np.ndarray        # realised value over the best achievable, 0 to 1
     fairness: np.ndarray       # 1 - Gini of the bidders' net surplus, 0 to 1
     participation: np.ndarray  # share of bidders that took part, 0 to 1

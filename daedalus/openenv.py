@@ -39,7 +39,8 @@ class ResetOptions(Record):
     episode_length: Annotated[int, whole(1, MOST_STEPS)] = Field(10, description="steps in the episode")
     stage: Annotated[int, whole(0, 4)] = Field(4, description="stage of the curriculum that the bidders are like")
     population: Population | None = Field(None, description="the bidders themselves, instead of stage and n_agents")
-    seed: Annotated[int, whole(0, LARGEST_SEED)] | None = Field(None, description="seed of the episode; without one, a new one is drawn")
+    seed: Annotated[int, whole(0, LARGEST_SEED)] | None = Field(
+        None, description="seed of the episode; without one, a new one is drawn")
     episode: Annotated[int, whole(0, LARGEST_SEED)] = Field(0, description="which of the seed's episodes")
     signals: Switch = Field(True, description="observations carry population signals and the last mechanism")
 
@@ -60,7 +61,8 @@ class ResetOptions(Record):
 # %% ../nbs/12_openenv.ipynb #action
 _LEVERS: dict[str, Any] = {name: (field.annotation, field) for name, field in MechanismFields.model_fields.items()}
 DaedalusAction = create_model(
-    "DaedalusAction", __base__=Action, __module__=__name__, __doc__="A mechanism, as OpenEnv's clients send it.", **_LEVERS)
+    "DaedalusAction", __base__=Action, __module__=__name__,
+    __doc__="A mechanism, as OpenEnv's clients send it.", **_LEVERS)
 
 
 def mechanism_of(

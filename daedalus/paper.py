@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # %% ../nbs/40_paper.ipynb #results
 SOURCE = CHECKOUT / "paper"  # paper.typ, numbers.typ, refs.bib and figures/
-NEEDED = ("baselines", "designers", "evaluation", "exploitability", "findings", "flaws", "properties", "scaling", "screens",
-          "serving", "speed", "theory", "training", "training_speed")
+NEEDED = ("baselines", "designers", "evaluation", "exploitability", "findings", "flaws", "properties",
+          "scaling", "screens", "serving", "speed", "theory", "training", "training_speed")
 OPTIONAL = ("ablations", "generalisation", "red_team", "transparency")
 RESULTS = (*NEEDED, *OPTIONAL)  # every result that the paper may read
 
@@ -69,7 +69,8 @@ def paper_facts() -> dict[str, Any]:
     return market | {
         "results": [name for name in RESULTS if _result_file(name).is_file()], "open": len(suite("open")),
         "population": Population(truthful=1).model_dump(), "behaviour": BEHAVIOUR._asdict(), "library": LIBRARY,
-        "ahead": {"ITERATIONS": ITERATIONS, "LOOK_AHEAD": LOOK_AHEAD}, "small": small.model_dump(), "card": card.model_dump(), "parameters": _parameters(data_dir() / "designer"),
+        "ahead": {"ITERATIONS": ITERATIONS, "LOOK_AHEAD": LOOK_AHEAD}, "small": small.model_dump(),
+        "card": card.model_dump(), "parameters": _parameters(data_dir() / "designer"),
         "shipped": SHIPPED, "held out": record["episodes"]}
 
 # %% ../nbs/40_paper.ipynb #compile
@@ -80,7 +81,8 @@ def _compile(
     import typst
 
     if not SOURCE.is_dir():
-        raise FileNotFoundError("the paper is compiled in a checkout of the project: an installed copy has no sources of it")
+        raise FileNotFoundError(
+            "the paper is compiled in a checkout of the project: an installed copy has no sources of it")
     given = {"facts": json.dumps(paper_facts(), sort_keys=True)}
     return typst.compile(SOURCE / "paper.typ", root=CHECKOUT, ignore_system_fonts=True, sys_inputs=given, **how)
 

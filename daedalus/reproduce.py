@@ -52,12 +52,14 @@ def notebooks(
 ) -> list[Path]:
     """The notebooks, in the order in which they run; ValueError where there are none."""
     if not folder.is_dir():
-        raise ValueError("there is no folder nbs/: the notebooks are in a checkout of the project, not in an installed copy")
+        raise ValueError(
+            "there is no folder nbs/: the notebooks are in a checkout of the project, not in an installed copy")
     return sorted(folder.glob("[!._]*.ipynb"))
 
 # %% ../nbs/13_reproduce.ipynb #profile-params
 PROFILES = ("quick", "smoke", "paper")
-SIZES = {"quick": "quick", "smoke": "smoke", "paper": "paper", "verify": "paper"}  # by profile: whose parameters it takes
+SIZES = {"quick": "quick", "smoke": "smoke", "paper": "paper",
+         "verify": "paper"}  # by profile: whose parameters it takes
 
 
 def _params_file() -> dict[str, Any]:
@@ -444,7 +446,8 @@ def inputs(
 # %% ../nbs/13_reproduce.ipynb #tree-hash
 def tree_hash() -> str:
     """A hash of all that the tests depend on: library, tests, notebooks, data, settings and versions."""
-    patterns = ("daedalus/**/*.py", "tests/**/*", "nbs/**/*.ipynb", "data/**/*", "paper/**/*", ".github/**/*", ".ci/*", "*")
+    patterns = ("daedalus/**/*.py", "tests/**/*", "nbs/**/*.ipynb", "data/**/*", "paper/**/*", ".github/**/*",
+                ".ci/*", "*")
     found = {path for pattern in patterns for path in CHECKOUT.glob(pattern) if path.is_file()}
     files = sorted(path for path in found if not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts))
     contents = [part for path in files for part in (path.relative_to(CHECKOUT).as_posix(), path.read_bytes())]
@@ -832,7 +835,8 @@ def reproduce(
     if unknown := [name for name in only if name not in names]:
         raise ValueError(f"notebook {unknown[0]!r} is unknown: use one of {', '.join(names)}")
     if keep and profile == "quick":
-        raise ValueError("profile 'quick' plays fewer episodes than the notebooks show: keep outputs of 'smoke' or 'paper'")
+        raise ValueError(
+            "profile 'quick' plays fewer episodes than the notebooks show: keep outputs of 'smoke' or 'paper'")
     _check_places(profile, keep)
     BUILD.mkdir(exist_ok=True)
     room, jobs = Room(), jobs or (1 if profile == "quick" else default_jobs())  # one after the other shows a bar

@@ -180,7 +180,8 @@ def _check_theirs(
     """Refuse what is not the user's to replace by a command."""
     place = path.absolute().resolve()
     if place.is_relative_to(committed_dir("results").resolve()):
-        raise ValueError(f"{what} {str(path)!r} is among the committed results, which only `daedalus reproduce --profile paper` "
+        raise ValueError(
+            f"{what} {str(path)!r} is among the committed results, which only `daedalus reproduce --profile paper` "
                          "replaces: name another place")
     if not is_checkout() and place.is_relative_to(PACKAGE.resolve()):
         raise ValueError(f"{what} {str(path)!r} is inside the installed package: name another place")

@@ -107,7 +107,8 @@ class Teacher(NamedTuple):
     ) -> "Teacher":
         """The teacher that was kept."""
         with np.load(file) as kept:
-            critics = [Critic(*(kept[f"{name} {part}"] for part in Critic._fields)) for name in ("signals", "published")]
+            critics = [Critic(*(kept[f"{name} {part}"] for part in Critic._fields))
+                       for name in ("signals", "published")]
             return cls([Mechanism.from_text(str(text)) for text in kept["library"]], *critics)
 
 # %% ../nbs/10_rft.ipynb #acceptance
@@ -128,7 +129,8 @@ class RftSettings(Record):
     guided: Share = Field(0.0, description="probability that the teacher plays a step, not the model")
     detour: Share = Field(0.2, description="probability that chance plays a step, whoever's turn it is")
     kept: Positive = Field(1, description="replies kept for each state that is learned from")
-    temperature: Annotated[float, amount(10)] = Field(0.0005, description="difference in value that makes a reply e times as likely")
+    temperature: Annotated[float, amount(10)] = Field(
+        0.0005, description="difference in value that makes a reply e times as likely")
 
 # %% ../nbs/10_rft.ipynb #pupil
 class _Pupil(Designer):

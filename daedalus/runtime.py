@@ -106,7 +106,8 @@ def cache_folder() -> Path | None:
     for place in places:
         if own_folder(place) and own_folder(place / SOURCES):
             return place / SOURCES
-    warnings.warn("compiled code is not kept, and every process compiles the market anew: no folder that is yours alone "
+    warnings.warn(
+        "compiled code is not kept, and every process compiles the market anew: no folder that is yours alone "
                   f"can be written to at {', '.join(map(str, places))}; NUMBA_CACHE_DIR may name another", stacklevel=2)
     return None
 

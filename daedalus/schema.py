@@ -232,15 +232,19 @@ def _candidates(
 class MechanismFields(Record):
     "The eleven fields of a mechanism in the published order, with their ranges and defaults."
     auction_type: AuctionType = Field('second_price', description='who wins and what winners pay')
-    reserve_price: Annotated[float, amount(MAX_RESERVE)] = Field(0.10, description='lowest price at which a unit is sold')
+    reserve_price: Annotated[float, amount(MAX_RESERVE)] = Field(0.10,
+                                                                 description='lowest price at which a unit is sold')
     reveal_reserve: Switch = Field(False, description='bidders know the reserve price when they bid')
     reveal_competing_bids: Switch = Field(False, description='bidders see every bid afterwards')
     reveal_winner_identity: Switch = Field(False, description='bidders see who won')
     reveal_clearing_price: Switch = Field(True, description='bidders see the price at which a unit sold')
     reveal_bid_distribution: Switch = Field(False, description='bidders see the bids without the names')
-    shill_penalty: Annotated[float, amount(MAX_PENALTY)] = Field(0.0, description='fine for a false bid that is not meant to win')
-    withdrawal_penalty: Annotated[float, amount(MAX_PENALTY)] = Field(0.0, description='fine for handing back a unit after winning it')
-    collusion_penalty: Annotated[float, amount(MAX_PENALTY)] = Field(0.0, description='fine for bidding as a ring, if the policy fines')
+    shill_penalty: Annotated[float, amount(MAX_PENALTY)] = Field(
+        0.0, description='fine for a false bid that is not meant to win')
+    withdrawal_penalty: Annotated[float, amount(MAX_PENALTY)] = Field(
+        0.0, description='fine for handing back a unit after winning it')
+    collusion_penalty: Annotated[float, amount(MAX_PENALTY)] = Field(
+        0.0, description='fine for bidding as a ring, if the policy fines')
     coalition_policy: CoalitionPolicy = Field('allow', description='what is done about rings')
 
 # %% ../nbs/00_schema.ipynb #domain

@@ -233,7 +233,8 @@ class Manners:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         number, start, status = uuid.uuid4().hex[:12], time.perf_counter(), []
-        extra = [(name.lower().encode(), value.encode()) for name, value in (self.headers | {"X-Request-Id": number}).items()]
+        extra = [(name.lower().encode(), value.encode())
+                 for name, value in (self.headers | {"X-Request-Id": number}).items()]
 
         async def polite(message: MutableMapping[str, Any]) -> None:
             """Send with the headers."""
@@ -598,7 +599,8 @@ def serve(
     uvicorn.run(create_app(limits, load), host=host, port=port, **UVICORN, ws_max_size=limits.body)
 
 
-UVICORN: dict[str, Any] = {"workers": 1, "log_level": "warning", "log_config": None, "access_log": False, "server_header": False,
+UVICORN: dict[str, Any] = {"workers": 1, "log_level": "warning", "log_config": None, "access_log": False,
+                           "server_header": False,
            "ws_per_message_deflate": False, "timeout_keep_alive": 30, "timeout_graceful_shutdown": 5}
 
 

@@ -30,13 +30,15 @@ class Limits(Record):
     """What a service grants."""
 
     sessions: Positive = Field(64, description="episodes at a time over sockets, and as many over plain requests")
-    idle: Annotated[float, amount(86400)] = Field(600.0, description="seconds without a message after which a session is forgotten")
+    idle: Annotated[float, amount(86400)] = Field(
+        600.0, description="seconds without a message after which a session is forgotten")
     waiting: Natural = Field(16, description="requests that may wait for the designer, and batches for their turn")
     patience: Annotated[float, amount(3600)] = Field(20.0, description="seconds that a request waits for the designer")
     body: Positive = Field(2**16, description="bytes in the body of a request, and in a frame of a socket")
     batch_body: Positive = Field(2**21, description="bytes in the body of a batch")
     brackets: Positive = Field(1000, description="opening brackets in a frame of a socket")
-    origins: tuple[str, ...] = Field((), description="other addresses whose pages may call, such as https://example.org")
+    origins: tuple[str, ...] = Field((),
+                                     description="other addresses whose pages may call, such as https://example.org")
 
 
 LIMITS = Limits()  # where nothing else is said
@@ -233,7 +235,8 @@ class Batch(Record):
     def _bounded(self):
         """No more work than a batch may be."""
         if len(self.entries) * self.steps > MOST_BATCH_STEPS:
-            raise ValueError(f"entries times steps must be at most {MOST_BATCH_STEPS}, not {len(self.entries) * self.steps}")
+            raise ValueError(
+                f"entries times steps must be at most {MOST_BATCH_STEPS}, not {len(self.entries) * self.steps}")
         return self
 
 # %% ../nbs/12_sessions.ipynb #play-batch

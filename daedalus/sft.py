@@ -146,8 +146,9 @@ def _trainer_settings(
 
     gpu = torch.cuda.is_available()
     return SFTConfig(
-        **OPTIMISER, loss_type="nll", packing=False, padding_free=False, completion_only_loss=None, assistant_only_loss=False,
-        gradient_accumulation_steps=1, shuffle_dataset=False, output_dir=str(folder), max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
+        **OPTIMISER, loss_type="nll", packing=False, padding_free=False, completion_only_loss=None,
+        assistant_only_loss=False, gradient_accumulation_steps=1, shuffle_dataset=False, output_dir=str(folder),
+        max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate, warmup_steps=settings.warm_up, lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": settings.floor}, adam_beta1=settings.beta1, adam_beta2=settings.beta2,
         weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm, seed=settings.seed,

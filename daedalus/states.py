@@ -80,7 +80,7 @@ def outlook(
     seed: int,  # of the futures: state i meets the same ones in all its mechanisms
     horizon: int = 4,  # steps that a mechanism is held, at least 1
     futures: int = 1,  # futures to average over, at least 1
-    then: ContextualDesigner | None = None,  # who plays on after the first step, to the episode's end at most; None: the mechanism is held
+    then: ContextualDesigner | None = None,  # who plays on after the first step; None: the mechanism is held
     threads: int | None = None,  # at least 1; None: one for each core; the bits are the same with any number
 ) -> dict[str, np.ndarray]:  # by name of a score, float64 [states, mechanisms, futures]: sums, as shares of the horizon
     """The scores that each mechanism would earn from where the episodes stand."""

@@ -56,7 +56,8 @@ class RftPhase(Record):
 
     kind: Literal["rft"] = "rft"
     lesson: RftSettings = Field(RftSettings(), description="which states are visited, and which replies are kept")
-    replay: Annotated[float, amount(10)] = Field(0.5, description="rows of earlier rounds mixed in, as a multiple of the new rows")
+    replay: Annotated[float, amount(10)] = Field(
+        0.5, description="rows of earlier rounds mixed in, as a multiple of the new rows")
     tuning: FineTuneSettings = Field(FineTuneSettings(), description="how the model is fine-tuned on the kept replies")
 
 
@@ -76,8 +77,10 @@ class Profile(Record):
 
     about: str = Field(description="what the profile is for, in a sentence")
     policy: PolicySettings = Field(PolicySettings(), description="the model before training")
-    teacher_rounds: Natural = Field(0, description="simulated rounds from which the teacher of rejection sampling learns")
-    ahead_rounds: Natural = Field(0, description="simulated rounds in which it learns to look ahead, for each observation")
+    teacher_rounds: Natural = Field(0,
+                                    description="simulated rounds from which the teacher of rejection sampling learns")
+    ahead_rounds: Natural = Field(0,
+                                  description="simulated rounds in which it learns to look ahead, for each observation")
     phases: tuple[Phase, ...] = Field(description="in order")
 
     @model_validator(mode="after")
@@ -168,7 +171,8 @@ def _sft(
     rows = design_pairs(phase.pairs, place.phase_seed)
     middle = time.perf_counter()
     history = fine_tune(model, tokenizer, rows, phase.tuning.replace(seed=place.phase_seed), place.folder)
-    return {"rounds": 0, "seconds": {"states": middle - start, "update": time.perf_counter() - middle}, "history": history}
+    return {"rounds": 0, "seconds": {"states": middle - start, "update": time.perf_counter() - middle},
+            "history": history}
 
 # %% ../nbs/10_train.ipynb #run-rft
 def _teacher(
@@ -529,7 +533,8 @@ def train(
                   "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
         _export(chosen, seed, folders[shipped], output, reports)
     write_text(output / "training_history.csv", history_table(phases).to_csv(index=False, float_format="%.6g"))
-    write_text(output / "training_history.json", json.dumps([[told["kind"], told["history"]] for told in phases]) + "\n")
+    write_text(output / "training_history.json",
+               json.dumps([[told["kind"], told["history"]] for told in phases]) + "\n")
     write_text(work / "record.json", json.dumps(record) + "\n")
     return record
 

@@ -460,7 +460,8 @@ def recompute_claims(
     summary = (f"{notebook}: of {len(others):,} other values {same:,} are the same, {within:,} within their tolerance, "
                f"{len(misses):,} missed; {len(drawn) - len(changed)} of {len(drawn)} figures the same"
                + (f", not {', '.join(changed)}" if changed else ""))
-    misses += [f"figure {name}: not the committed bytes" for name in changed if name.split(".")[0] not in _timed_figures()]
+    misses += [f"figure {name}: not the committed bytes"
+               for name in changed if name.split(".")[0] not in _timed_figures()]
     return Recomputation(rows, summary, misses)
 
 
