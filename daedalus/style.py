@@ -7,6 +7,7 @@ __all__ = ['COLOURS', 'MARKERS', 'OTHER', 'BIDDER_COLOURS', 'BIDDER_MARKERS', 'd
 
 # %% ../nbs/00_style.ipynb #imports
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .results import data_dir
@@ -29,6 +30,16 @@ def describe(
     return "Figure. " + "; ".join(filter(None, panels))
 
 
+class _InWords:
+    """How a notebook draws a figure, and the figure in words beside it."""
+
+    def __init__(self, draw: "Callable[[Figure], Any]"):
+        self.draw = draw
+
+    def __call__(self, figure: "Figure") -> tuple[Any, dict[str, str]]:
+        return self.draw(figure), {"alt": describe(figure)}
+
+
 def _tell_in_words() -> None:
     """Give every figure that a notebook shows its description; outside a notebook nothing happens."""
     import matplotlib
@@ -40,13 +51,8 @@ def _tell_in_words() -> None:
     import matplotlib_inline.backend_inline  # noqa: F401  it says how a figure becomes a picture, which stays
 
     png = shell.display_formatter.formatters["image/png"]
-    draw = png.for_type(Figure)
-    if not hasattr(draw, "in_words"):
-        def described(figure):
-            return draw(figure), {"alt": describe(figure)}
-
-        described.__dict__["in_words"] = True
-        png.for_type(Figure, described)
+    if not isinstance(draw := png.for_type(Figure), _InWords):
+        png.for_type(Figure, _InWords(draw))
 
 # %% ../nbs/00_style.ipynb #use-style
 def use_style() -> list[str]:

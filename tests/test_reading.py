@@ -90,3 +90,9 @@ def test_every_image_is_there_and_is_told_in_words(name):
 def test_the_name_of_another_notebook_is_a_link_to_it(name):
     plain = " ".join(LINK.sub("", text) for kind, text in texts(NOTEBOOKS[name]) if kind == "markdown")
     assert set(re.findall(r"\b\d\d_[a-z_]+\b", plain)) & set(NOTEBOOKS) <= {name}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_code_fits_the_page(name):
+    long = [line for kind, text in texts(NOTEBOOKS[name]) if kind == "code" for line in text.splitlines() if len(line) > 128]
+    assert long == []
