@@ -1,8 +1,14 @@
 """DAEDALUS: train and judge designers of auction markets among adaptive, adversarial bidders."""
 
 import os
+import re
+from importlib.metadata import version
+from pathlib import Path
 
-__version__ = "0.1.0"
+# One place: settings.ini in a checkout, also one that is not installed; elsewhere what was installed from it.
+_settings = Path(__file__).parents[1] / "settings.ini"
+_told = re.search(r"^lib_name = daedalus\nversion = (.+)$", _settings.read_text("utf-8"), re.M) if _settings.is_file() else None
+__version__ = _told[1] if _told else version("daedalus-mechanisms")
 
 from .runtime import wide_registers
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import __version__
 from .results import PACKAGE, check_folder, check_output, install_hint, write_record, write_text
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def _push(
     return 0
 
 # %% ../nbs/14_cli.ipynb #hub-job
-IMAGE = "daedalus-train:0.1.0"  # what Dockerfile.train calls the image that it makes
+IMAGE = f"daedalus-train:{__version__}"  # what Dockerfile.train calls the image that it makes
 
 
 def _run_as_job(

@@ -61,7 +61,7 @@ def test_help_names_options_units_and_defaults(command, says):
     (["--profile", "smoke", "--push", "name"], "--push must be OWNER/NAME, not 'name'"),
     (["--profile", "smoke", "--push", "owner/name"], "--push needs a Hugging Face token"),
     (["--hub-job", "--timeout", "soon"], "timeout"),
-    (["--hub-job", "--push", "owner/name"], "--image 'daedalus-train:0.1.0' is on this machine only"),
+    (["--hub-job", "--push", "owner/name"], f"--image 'daedalus-train:{dd.__version__}' is on this machine only"),
     (["--hub-job", "--image", "owner/image:1"], "--hub-job needs --push OWNER/NAME"),
 ])
 def test_a_training_that_cannot_end_well_does_not_begin(words, sentence, tmp_path, monkeypatch):
@@ -107,7 +107,8 @@ def test_a_dry_run_of_another_base_counts_that_base():
 
 def test_a_job_is_the_same_command_elsewhere():
     line = run("train", "--profile", "card", "--hub-job", "--dry-run").stdout.strip()
-    assert line == ("hf jobs run --flavor l4x1 --timeout 2h --secrets HF_TOKEN daedalus-train:0.1.0 "
+    assert line == ("hf jobs run --flavor l4x1 --timeout 2h --secrets HF_TOKEN "
+                    f"daedalus-train:{dd.__version__} "
                     "daedalus train --profile card --seed 0 --episodes 400")
     options = ["--seed", "3", "--push", "owner/name", "--image", "owner/image:1", "--flavor", "a10g-small"]
     line = run("train", "--profile", "card-long", "--hub-job", "--dry-run", *options, "--timeout", "90m").stdout.strip()

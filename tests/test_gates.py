@@ -1,0 +1,98 @@
+"""What keeps the project in order: the checks that `make test` runs, types that a checker understands, one version."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+
+import pytest
+
+import daedalus
+from daedalus.results import CHECKOUT
+
+yaml = pytest.importorskip("yaml", reason="PyYAML, which papermill brings, is not installed")
+
+MODULES = sorted((CHECKOUT / "daedalus").rglob("*.py"))
+SETTINGS = ConfigParser(delimiters=["="])
+SETTINGS.read(CHECKOUT / "settings.ini", encoding="utf-8")
+PINS = dict(line.split("==") for line in (CHECKOUT / "constraints.txt").read_text().splitlines() if "==" in line)
+
+
+def annotations(tree):
+    """Every annotation of a module."""
+    for node in ast.walk(tree):
+        for name in ("annotation", "returns"):
+            if getattr(node, name, None) is not None:
+                yield getattr(node, name)
+
+
+def calls(annotation):
+    """The calls in an annotation, but for the marks behind the type in `Annotated[...]`."""
+    if isinstance(annotation, ast.Subscript) and getattr(annotation.value, "id", "") == "Annotated":
+        return calls(annotation.slice.elts[0])
+    found = [annotation] if isinstance(annotation, ast.Call) else []
+    return found + [call for child in ast.iter_child_nodes(annotation) for call in calls(child)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_annotations_are_types(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [ast.unparse(found) for found in annotations(tree) if calls(found)] == []
+
+
+def test_make_test_checks_style_and_types_as_the_project_file_says():
+    tools = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    recipe = re.search(r"^test:.*\n((?:\t.*\n)+)", (CHECKOUT / "Makefile").read_text(), flags=re.MULTILINE)[1]
+    assert re.search(r"^\t\$\(BIN\)/ruff check(?: --quiet)?$", recipe, re.MULTILINE)
+    assert re.search(r"^\t\$\(BIN\)/mypy$", recipe, re.MULTILINE)
+    assert {"E", "F", "B", "UP", "NPY", "RUF"} <= set(tools["ruff"]["lint"]["select"])
+    assert tools["mypy"]["files"] == ["daedalus"] and tools["mypy"]["check_untyped_defs"]
+    assert not any("daedalus" in name for part in tools["mypy"]["overrides"] for name in part["module"])
+    assert {"ruff", "mypy"} <= set(SETTINGS["extras"]["dev"].split()) and {"ruff", "mypy"} <= PINS.keys()
+
+
+@pytest.mark.parametrize("path", [*MODULES, *sorted((CHECKOUT / "tests").glob("*.py"))], ids=lambda path: path.stem)
+def test_no_fault_is_waved_through_without_its_name(path):
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"#\s*type:\s*ignore(?!\[)|#\s*noqa(?!: [A-Z])|#\s*mypy:|#\s*ruff: noqa", text)
+
+
+def test_every_python_that_is_supported_is_tested():
+    workflow, = (CHECKOUT / ".github" / "workflows").glob("*.yml")
+    job = yaml.safe_load(workflow.read_text(encoding="utf-8"))["jobs"]["test"]
+    tested = job["strategy"]["matrix"]["python-version"]
+    assert tested[0] == SETTINGS["DEFAULT"]["min_python"] and {"3.11", "3.12", "3.13"} <= set(tested)
+    setup, = (step for step in job["steps"] if "setup-python" in step.get("uses", ""))
+    assert setup["with"]["python-version"] == "${{ matrix.python-version }}"
+
+
+def test_trl_is_the_version_whose_algorithm_is_written_out():
+    assert f"trl=={PINS['trl']}" in SETTINGS["extras"]["train"].split()
+
+
+def test_there_is_one_version():
+    version = SETTINGS["DEFAULT"]["version"]
+    assert daedalus.__version__ == version
+    for name in ("CITATION.cff", "openenv.yaml"):
+        assert str(yaml.safe_load((CHECKOUT / name).read_text(encoding="utf-8"))["version"]) == version, name
+    newest = re.search(r"^## \[(.+?)\]", (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert newest[1] == version
+    assert [path.name for path in MODULES if f'"{version}"' in path.read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.parametrize("path", ["Dockerfile", "Dockerfile.train", "nbs/29_operations.ipynb", "nbs/10_export.ipynb"])
+def test_images_are_named_after_the_version(path):
+    named = re.findall(r"\bdaedalus(?:-train)?:(\d[\w.]*)", (CHECKOUT / path).read_text(encoding="utf-8"))
+    assert set(named) == {daedalus.__version__}
+
+
+def test_a_copy_that_is_not_installed_knows_its_version(tmp_path):
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = daedalus\nversion = 9.8.7\n", encoding="utf-8")
+    (tmp_path / "daedalus").symlink_to(CHECKOUT / "daedalus")
+    told = "import sys; sys.path.insert(0, '.'); import importlib.util as u\n"
+    told += "from pathlib import Path; p = Path('daedalus/__init__.py').absolute(); text = p.read_text().split('from .')[0]\n"
+    told += "place = {'__file__': str(p), '__name__': 'daedalus'}; exec(text, place); print(place['__version__'])"
+    done = subprocess.run([sys.executable, "-c", told], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == "9.8.7", done.stderr
