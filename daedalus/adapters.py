@@ -24,7 +24,7 @@ from .noise import fill_uniforms
 from .results import install_hint
 from .schema import (
     DEFAULT_MECHANISM, DOMAIN, FIELDS, MAX_PENALTY, AuctionType, CoalitionPolicy, Mechanism, MechanismError,
-    Observation, Positive, Record, Share, whole)
+    Observation, Positive, Record, Share, seed_number, whole)
 
 if TYPE_CHECKING:
     import gymnasium
@@ -76,6 +76,7 @@ def _flat_class() -> type:
             self.action_space = spaces.Box(-1, 1, (len(FIELDS),), np.float32)
 
         def reset(self, *, seed=None, options=None):
+            seed = None if seed is None else seed_number(seed)
             super().reset(seed=seed)
             observation, info = self.env.reset(seed=seed)
             return observation.astype(np.float32), info
@@ -85,6 +86,7 @@ def _flat_class() -> type:
             observation, *others = self.env.step(levers)
             return observation.astype(np.float32), *others
 
+    FlatEnv.__qualname__ = "FlatEnv"
     return FlatEnv
 
 # %% ../nbs/12_adapters.ipynb #flat-env
@@ -123,7 +125,7 @@ def private_values(
 ) -> np.ndarray:  # float64 [bidders]
     """What a unit of a lot is worth to each bidder."""
     uniforms = np.empty(-(-sale.bidders // 8) * 8)
-    fill_uniforms(uniforms, sale.bidders, np.uint64(key[0]), np.uint64(key[1]), lot, VALUES, 0)
+    fill_uniforms(uniforms, sale.bidders, *map(np.uint64, map(seed_number, key)), lot, VALUES, 0)
     return sale.value_low + (sale.value_high - sale.value_low) * uniforms[:sale.bidders]
 
 # %% ../nbs/12_adapters.ipynb #announce
@@ -205,9 +207,7 @@ def _next_key(
     """Seed and episode of the next episode."""
     if seed is None:
         return (key[0], key[1] + 1) if key else (int(np.random.default_rng().integers(2**32)), 0)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed must be a whole number from 0, not {seed!r}")
-    return int(seed), 0
+    return seed_number(seed), 0
 
 # %% ../nbs/12_adapters.ipynb #bidder-class
 @cache
@@ -263,7 +263,15 @@ def _bidder_class() -> type:
             said = announce(revealing, bids, clearing)
             return dict(zip(self.agents, _views(_public_rules(self.mechanism), self._values, clearing, said)))
 
+    BidderEnv.__qualname__ = "BidderEnv"
     return BidderEnv
+
+
+def __getattr__(name: str) -> type:
+    """`FlatEnv` and `BidderEnv`, by which names environments are pickled; made when they are first needed."""
+    if name in ("FlatEnv", "BidderEnv"):
+        return _flat_class() if name == "FlatEnv" else _bidder_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 # %% ../nbs/12_adapters.ipynb #bidder-env
 def bidder_env(

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from .auction import FIRST_PRICE, SECOND_PRICE, rival_bid
 from .runtime import compiled
-from .schema import Record, Share, whole
+from .schema import Record, Share, generator, whole, whole_number
 
 # %% ../nbs/02_bidders.ipynb #kinds
 KINDS = ("truthful", "shader", "dropout", "colluder", "exploiter")
@@ -376,8 +376,8 @@ class Population(Record):
         stage: int, # 0 to 4
     ) -> "Population":
         "The published curriculum: eight bidders, one unit; each stage turns two more truthful bidders into the next type."
-        if isinstance(stage, bool) or stage not in range(5):
-            raise PopulationError(f"stage must be 0, 1, 2, 3 or 4, not {stage!r}")
+        try: stage = whole_number(stage, "stage", 0, 4)
+        except ValueError: raise PopulationError(f"stage must be 0, 1, 2, 3 or 4, not {stage!r}") from None
         return cls(truthful=8 - 2 * stage, **dict.fromkeys(KINDS[1:stage + 1], 2))
 
     @classmethod
@@ -385,7 +385,7 @@ class Population(Record):
         rng: np.random.Generator | int, # a generator, or a seed for one
     ) -> "Population":
         "One draw of the open distribution: 4 to 12 bidders, 1 to 3 units, types in Dirichlet(1) proportions."
-        rng = np.random.default_rng(rng)
+        rng = generator(rng)
         bidders, items = int(rng.integers(4, 13)), int(rng.integers(1, 4))
         counts = rng.multinomial(bidders, rng.dirichlet(np.ones(len(KINDS))))
         return cls(n_items=items, **dict(zip(KINDS, counts.tolist())))

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['informed_greedy', 'PUBLISHED_READINGS', 'READINGS', 'STRAY', 'DESIGNERS', 'Designer', 'FixedDesigner',
-           'RandomDesigner', 'play', 'readings', 'readings_table', 'holding_rewards', 'promising', 'playing_on_rewards',
-           'explore', 'Kernel', 'KernelRidge', 'Model', 'ContextualDesigner']
+           'RandomDesigner', 'as_designer', 'play', 'readings', 'readings_table', 'holding_rewards', 'promising',
+           'playing_on_rewards', 'explore', 'Kernel', 'KernelRidge', 'Model', 'ContextualDesigner']
 
 # %% ../nbs/06_designers.ipynb #imports
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
@@ -20,7 +21,7 @@ from .bidders import Population
 from .env import RECENT, Episodes, observe, open_episodes, play_step
 from .market import SCORES, SIGNALS
 from .schema import (
-    DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, Mechanism, Observation, RecentOutcome)
+    DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, Mechanism, Observation, RecentOutcome, generator, seed_number)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +50,10 @@ class FixedDesigner(Designer):
 
     mechanism: Mechanism  # what to play
 
+    def __post_init__(self):
+        if not isinstance(self.mechanism, Mechanism):
+            raise ValueError(f"mechanism must be a Mechanism, not {reprlib.repr(self.mechanism)}")
+
     def __call__(self, observation: Observation) -> Mechanism:
         return self.mechanism
 
@@ -70,6 +75,9 @@ class RandomDesigner(Designer):
 
     seed: int = 0  # from 0
 
+    def __post_init__(self):
+        seed_number(self.seed)
+
     def __call__(self, observation: Observation) -> Mechanism:
         if observation.round_number and observation.mechanism:
             return observation.mechanism
@@ -78,6 +86,21 @@ class RandomDesigner(Designer):
         return Mechanism.random(np.random.Generator(stream))
 
 # %% ../nbs/06_designers.ipynb #design
+def as_designer(
+    designer: object,  # a designer, a function from an observation to a mechanism, or a mechanism
+    name: str = "designer",  # of the argument, for the error
+) -> Designer | Callable[[Observation], Mechanism]:
+    """What plays: a mechanism stands for the designer that always plays it; ValueError for what cannot play."""
+    if isinstance(designer, Mechanism):
+        return FixedDesigner(designer)
+    if isinstance(designer, type):
+        raise ValueError(f"{name} must be a designer, not the class {designer.__name__}: {designer.__name__}() makes one")
+    if not callable(designer) and not any(hasattr(designer, name) for name in ("on", "design_batch")):
+        raise ValueError(f"{name} must be a function from an Observation to a Mechanism, or a Mechanism, "
+                         f"not {reprlib.repr(designer)}")
+    return designer
+
+
 def _design(
     designer: Designer | Callable[[Observation], Mechanism],
     episodes: Episodes,
@@ -86,22 +109,34 @@ def _design(
     if hasattr(designer, "on"):
         return designer.on(episodes)
     observations = observe(episodes)
-    if hasattr(designer, "design_batch"):
-        return designer.design_batch(observations)
-    return [designer(observation) for observation in observations]
+    if not hasattr(designer, "design_batch"):
+        found = [designer(observation) for observation in observations]
+    else:
+        found = designer.design_batch(observations)
+        one = isinstance(found, (str, Mechanism)) or not isinstance(found, Iterable)
+        found = [found] * len(observations) if one else list(found)
+    wrong = [each for each in found if not isinstance(each, Mechanism)]
+    if wrong:
+        raise ValueError(f"a designer must return a Mechanism, not {reprlib.repr(wrong[0])}")
+    if len(found) != len(observations):
+        raise ValueError(f"design_batch must return one mechanism for each of the {len(observations)} observations, "
+                         f"not {len(found)}")
+    return found
 
-
+# %% ../nbs/06_designers.ipynb #step-table
 def _step_table(
     episodes: Episodes,  # after a step
 ) -> dict[str, Sequence]:
     """The scores of the last step by name, and what was played."""
+    from daedalus.tables import MechanismArray
+
     last, batch = episodes.recent[-1], len(episodes.mechanisms)
     scores = {name: getattr(last, name) for name in SCORES}
-    return {"step": [episodes.round_number] * batch, **scores, "mechanism": episodes.mechanisms}
+    return {"step": [episodes.round_number] * batch, **scores, "mechanism": MechanismArray(episodes.mechanisms)}
 
 # %% ../nbs/06_designers.ipynb #play
 def play(
-    designer: Designer | Callable[[Observation], Mechanism],
+    designer: Designer | Callable[[Observation], Mechanism] | Mechanism,  # a mechanism: held throughout
     populations: Population | Sequence[Population],  # one for all, or one for each episode
     seeds,  # int from 0, or [batch] of them, or [batch, 2] of (seed, episode)
     steps: int = 10,  # steps in an episode, at least 1
@@ -110,15 +145,16 @@ def play(
 
     Columns: `index` (which episode of the batch), `seed` and `episode` (its key), `population` (in words), `step` (from
     1), the scores as in `Outcome`, and `mechanism`. The rows of an episode do not depend on what it is played beside.
+    In Parquet and CSV files a mechanism is its JSON, which `Mechanism.from_json` reads.
     """
     import pandas as pd
 
-    episodes = open_episodes(populations, seeds, steps)
+    designer, episodes = as_designer(designer), open_episodes(populations, seeds, steps)
     key, batch = episodes.market.key, len(episodes.market.key)
     names = [str(populations)] * batch if isinstance(populations, Population) else list(map(str, populations))
     who = {"index": range(batch), "seed": key[:, 0], "episode": key[:, 1], "population": names}
     tables = []
-    for _ in tqdm(range(steps), desc="steps", leave=False, disable=None):
+    for _ in tqdm(range(episodes.episode_length), desc="steps", leave=False, disable=None):
         episodes = play_step(episodes, _design(designer, episodes))
         tables.append(pd.DataFrame({**who, **_step_table(episodes)}))
     return pd.concat(tables).sort_values("index", kind="stable", ignore_index=True)
@@ -254,7 +290,7 @@ def explore(
     tried: int | None = None,  # of the library in each state, with `then`, the most promising by its model; None: all
 ) -> tuple[np.ndarray, np.ndarray]:  # inputs [examples, READINGS] and rewards [examples, library], NaN: not tried
     """Examples to learn from: observations on a walk, and what each mechanism would earn from there."""
-    rng, examples, episodes = np.random.default_rng(rng), [], open_episodes(populations, seeds)
+    rng, examples, episodes = generator(rng), [], open_episodes(populations, seeds)
     for turn in range(steps):
         if turn:
             chance = [library[choice] for choice in rng.integers(len(library), size=len(populations))]

@@ -21,7 +21,8 @@ from .bidders import KINDS, MAX_BIDDERS, Population
 from .market import SCORES, SIGNALS, MarketState, Outcomes, advance, open_market, outcomes_of
 from .results import data_dir
 from .schema import (
-    DEFAULT_MECHANISM, DOMAIN, FIELDS, Mechanism, MechanismError, Observation, Outcome, RecentOutcome)
+    DEFAULT_MECHANISM, DOMAIN, FIELDS, Mechanism, MechanismError, Observation, Outcome, RecentOutcome, generator,
+    seed_number, whole_number)
 
 if TYPE_CHECKING:
     import gymnasium
@@ -72,7 +73,7 @@ def suite(
 
     Raises ValueError for a name that is no suite.
     """
-    if name not in SUITES:
+    if not isinstance(name, str) or name not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {name!r}")
     return list(SUITES[name]())
 
@@ -81,7 +82,7 @@ def draw_training_population(
     rng: np.random.Generator | int,  # a generator, or a seed for one
 ) -> Population:
     """One draw of the open distribution that is none of the held-out populations."""
-    rng = np.random.default_rng(rng)
+    rng = generator(rng)
     while (population := Population.random(rng)) in _open_suite():
         pass
     return population
@@ -148,8 +149,7 @@ def open_episodes(
 
     Raises ValueError for an episode length or a seed that is none.
     """
-    if isinstance(episode_length, bool) or not isinstance(episode_length, int) or episode_length < 1:
-        raise ValueError(f"episode_length must be a whole number of at least 1, not {episode_length!r}")
+    episode_length = whole_number(episode_length, "episode_length")
     market, warm_up = open_market(populations, seeds)
     return Episodes(market, episode_length, 0, (DEFAULT_MECHANISM,) * len(market.key), (warm_up,))
 
@@ -235,7 +235,7 @@ class DaedalusEnv:
         population: Population,  # who bids
         episode_length: int = 10,  # steps, at least 1
     ):
-        self.population, self.episode_length = population, episode_length
+        self.population, self.episode_length = population, whole_number(episode_length, "episode_length")
         self._episodes: Episodes | None = None
 
     def reset(
@@ -346,6 +346,7 @@ def _gym_class() -> type:
             self.observation_space = spaces.Box(0, MAX_BIDDERS, (len(FEATURES),), np.float64)
 
         def reset(self, *, seed=None, options=None):
+            seed = None if seed is None else seed_number(seed)
             super().reset(seed=seed)
             if seed is not None:
                 self._key = (seed, 0)
@@ -359,7 +360,15 @@ def _gym_class() -> type:
             observation = self.env.step(mechanism_of_action(action))
             return features(observation), observation.reward, observation.done, False, dict(self.env.outcome)
 
+    GymEnv.__qualname__ = "GymEnv"
     return GymEnv
+
+
+def __getattr__(name: str) -> type:
+    """`GymEnv`, by which name its environments are pickled; made when it is first needed."""
+    if name == "GymEnv":
+        return _gym_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 # %% ../nbs/05_env.ipynb #gym-env
 def gym_env(

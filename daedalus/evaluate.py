@@ -9,7 +9,8 @@ __all__ = ['RESAMPLES', 'evaluate', 'yardsticks', 'interquartile_range', 'worst_
 
 # %% ../nbs/11_evaluate.ipynb #imports
 import json
-from collections.abc import Callable, Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .bidders import Population
-from .designers import DESIGNERS, FixedDesigner, play
+from .designers import DESIGNERS, FixedDesigner, as_designer, play
 from .env import DaedalusEnv, suite
 from .language import LanguageDesigner
 from .market import SCORES
 from .results import check_output, data_dir, versions, write_text
 from .runtime import use_threads
-from .schema import DOMAIN, Mechanism
+from .schema import DOMAIN, Mechanism, seed_number, whole_number
 from .search import best_fixed, oracle
 from .style import OTHER, look
 
@@ -44,31 +45,52 @@ class _Knowing:
         return self.mechanisms
 
 
+def _player(name, designer, people) -> Callable | list[Mechanism]:
+    "What plays under a name: a designer, or a mechanism for each population."
+    who = f"designer {name!r}"
+    if not isinstance(name, (str, int)): raise ValueError(f"designers must have texts for names, not {reprlib.repr(name)}")
+    if hasattr(designer, "tolist"): designer = list(designer)   # a column of a table, or an array
+    if not isinstance(designer, (list, tuple)): return as_designer(designer, who)
+    if len(designer) != len(people):
+        raise ValueError(f"{who} must have a mechanism for each of the {len(people)} populations, not {len(designer)}")
+    for mechanism in designer:
+        if not isinstance(mechanism, Mechanism): raise ValueError(f"{who} must hold mechanisms, not {reprlib.repr(mechanism)}")
+    return list(designer)
+
+# %% ../nbs/11_evaluate.ipynb #populations
 def _populations(
-    name: str | Sequence[Population],
+    given: str | Iterable[Population], # a suite's name, or populations
 ) -> list[Population]:
-    "The populations of a suite, or those given."
-    people = suite(name) if isinstance(name, str) else list(name)
+    "The populations of a suite, or those given; ValueError for what is none, and for weights."
+    if isinstance(given, str): return suite(given)
+    if isinstance(given, Population): return [given]
+    if isinstance(given, Mapping): raise ValueError("suite must be a suite's name or a list of populations, not a dict: weights are not taken")
+    if not isinstance(given, Iterable): raise ValueError(f"suite must be a suite's name or a list of populations, not {reprlib.repr(given)}")
+    people = list(given)
+    wrong = [each for each in people if not isinstance(each, Population)]
+    if wrong: raise ValueError(f"suite must hold Population objects, not {reprlib.repr(wrong[0])}")
     if not people: raise ValueError("suite must hold at least one population")
     return people
 
 
 def _plays(designers, suite, episodes, seed, steps) -> Iterator["pd.DataFrame"]:
     "What each designer played: a row for each episode and step, as `play` returns them, with `designer` and `at`."
-    if episodes < 1: raise ValueError(f"episodes must be at least 1, not {episodes}")
-    people = _populations(suite)
-    at = np.arange(episodes) % len(people)
-    for name, designer in designers.items():
-        if not callable(designer) and len(designer) != len(people):
-            raise ValueError(f"designer {name!r} must have a mechanism for each of the {len(people)} populations, "
-                             f"not {len(designer)}")
-        who: Any = designer if callable(designer) else _Knowing([designer[i] for i in at])
-        played = play(who, [people[i] for i in at], [(seed, e) for e in range(episodes)], steps)
+    if not isinstance(designers, Mapping) or not designers:
+        raise ValueError(f"designers must be a dict of at least one designer by name, not {reprlib.repr(designers)}")
+    people, episodes, seed = _populations(suite), whole_number(episodes, "episodes"), seed_number(seed)
+    at, keys = np.arange(episodes) % len(people), [(seed, episode) for episode in range(episodes)]
+    players = {name: _player(name, designer, people) for name, designer in designers.items()}
+    for name, player in players.items():
+        who: Any = _Knowing([player[i] for i in at]) if isinstance(player, list) else player
+        try: played = play(who, [people[i] for i in at], keys, steps)
+        except Exception as error:
+            error.add_note(f"raised while designer {name!r} played")
+            raise
         yield played.assign(designer=name, at=at[played["index"]], episode=played["index"])
 
 # %% ../nbs/11_evaluate.ipynb #evaluate
 def evaluate(
-    designers: dict[str, Callable | Sequence[Mechanism]], # by name: a designer, or a mechanism for each population
+    designers: Mapping[str, Callable | Mechanism | Sequence[Mechanism]], # by name: a designer, or a mechanism for all or for each population
     suite: str | Sequence[Population] = "stages", # a suite's name, or populations
     episodes: int = 30, # of each designer, at least 1: episode e faces population e modulo their number
     seed: int = 0,      # from 0
@@ -78,7 +100,7 @@ def evaluate(
     """Play every designer on the same episodes.
 
     Columns: `designer`, `episode`, `at` (which population), `population` (in words), and the mean over steps of each
-    score.
+    score. Everything is checked before anything is played; ValueError says what is wrong.
     """
     import pandas as pd
 
@@ -108,6 +130,7 @@ def _interval(
     "95 % percentile bootstrap interval; the point itself for a sample of one."
     from scipy.stats import bootstrap
 
+    resamples = whole_number(resamples, "resamples")
     if len(samples[0]) < 2: return (float(statistic(*samples, axis=0)),) * 2
     found = bootstrap(samples, statistic, n_resamples=resamples, method="percentile", paired=True, vectorized=True,
                       rng=np.random.default_rng(0))
@@ -153,9 +176,10 @@ def _side_by_side(
     references: Sequence[str],
 ) -> "pd.DataFrame":  # a column for each designer, in order of appearance
     "Rewards by episode; empty where a designer did not play it."
+    if table.duplicated(["episode", "designer"]).any(): raise ValueError("table must have one row for each designer and episode, not several")
     wide = table.pivot(index="episode", columns="designer", values="reward")[table["designer"].unique()]
     for name in references:
-        if name not in wide: raise ValueError(f"reference must be one of {', '.join(wide)}, not {name!r}")
+        if name not in wide: raise ValueError(f"reference must be one of {', '.join(map(str, wide))}, not {name!r}")
     return wide
 
 
@@ -423,7 +447,7 @@ def inference(
 
     Raises ValueError as `LanguageDesigner.load` does, and ModuleNotFoundError where the `train` extra is not installed.
     """
-    if n_episodes < 1: raise ValueError(f"n_episodes must be at least 1, not {n_episodes}")
+    n_episodes, seed = whole_number(n_episodes, "n_episodes"), seed_number(seed)
     people, output = _populations(suite), check_output(output)
     designer = LanguageDesigner.load(repo_id, constrained=constrained)
     observation = DaedalusEnv(people[0]).reset(seed)

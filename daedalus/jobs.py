@@ -29,7 +29,7 @@ from .bidders import Population
 from .market import SCORES, simulate
 from .results import library_hash, modules_used, short_hash, versions, write_text
 from .runtime import use_threads
-from .schema import Mechanism, Record
+from .schema import Mechanism, Record, whole_number
 
 if TYPE_CHECKING:
     import distributed
@@ -278,9 +278,11 @@ def _finished(
 ) -> Finished:
     "Run jobs where `workers` says; they come in the order in which they finish."
     if isinstance(workers, str): return _on_cluster(jobs, left, workers)
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+    try:
+        workers = whole_number(workers, "workers")
+    except ValueError:
         raise ValueError("workers must be a whole number of at least 1, or the address of a Dask cluster such as "
-                         f"tcp://host:8786, not {workers!r}")
+                         f"tcp://host:8786, not {workers!r}") from None
     return _in_processes(jobs, left, workers) if workers > 1 else _here(jobs, left)
 
 # %% ../nbs/07_jobs.ipynb #run-jobs

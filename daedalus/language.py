@@ -22,8 +22,9 @@ import numpy as np
 from .designers import Designer
 from .market import SIGNALS
 from .results import data_dir, install_hint
-from .schema import (
-    DEFAULT_MECHANISM, DOMAIN, SYSTEM_PROMPT, Mechanism, MechanismError, Observation, RecentOutcome)
+from daedalus.schema import (
+    DEFAULT_MECHANISM, DOMAIN, SYSTEM_PROMPT, Mechanism, MechanismError, Observation, RecentOutcome,
+    whole_number)
 
 if TYPE_CHECKING:
     import torch
@@ -411,11 +412,8 @@ def sample_replies(
     """
     import torch
 
-    if samples < 1:
-        raise ValueError(f"samples must be a whole number of at least 1, not {samples!r}")
-    if longest is not None and longest < 1:
-        raise ValueError(f"longest must be a whole number of at least 1, not {longest!r}")
-    shape = len(prompts), samples, longest or _room(tokenizer, constraint)
+    longest = _room(tokenizer, constraint) if longest is None else whole_number(longest, "longest")
+    shape = len(prompts), whole_number(samples, "samples"), longest
     uniforms = torch.rand(shape, generator=generator) if temperature else torch.zeros(shape)
     return _write_all(model, tokenizer, prompts, uniforms, temperature, constraint)
 
@@ -533,6 +531,10 @@ class LanguageDesigner(Designer):
     def _matcher(self) -> "LLMatcher":
         """Made once: a large tokenizer takes about a second."""
         return mechanism_matcher(self.tokenizer)
+
+    def __getstate__(self) -> dict:
+        """What a copy or another process gets: all but the matcher, which it makes anew."""
+        return {name: value for name, value in vars(self).items() if name != "_matcher"}
 
     def design_batch(
         self,

@@ -15,6 +15,7 @@ __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'VALUES', 'ENTRY', 'CHOICE', '
 
 # %% ../nbs/04_market.ipynb #imports
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -29,7 +30,7 @@ from .bidders import (
 from .noise import fill_uniforms
 from .runtime import check_compiled, compiled, in_threads, shares, use_threads
 from .rewards import fairness, stability
-from .schema import DEFAULT_MECHANISM, Mechanism, distinct, mechanisms_to_array
+from .schema import DEFAULT_MECHANISM, Mechanism, distinct, mechanisms_to_array, seed_number, whole_number
 
 # %% ../nbs/04_market.ipynb #sizes
 LOTS = 16     # lots in a session
@@ -90,6 +91,28 @@ class MarketState(NamedTuple):
         return cls(**{name: np.array(values, types.get(name, np.float64)) for name, values in state.items()})
 
 # %% ../nbs/04_market.ipynb #aligned
+def _listed(
+    values, # one value, or several in whatever holds them
+    single, # the type of one value
+):
+    "An array or a column of a table as a list; anything else as it is."
+    return values if isinstance(values, (single, Sequence)) or not hasattr(values, "tolist") else list(values)
+
+
+def _check_kind(
+    value,
+    single,    # the type that it should have
+    what: str, # name, for the error
+) -> None:
+    "ValueError for a value of another type, and for one of a type with more fields: nothing here would read them."
+    if not isinstance(value, single):
+        raise ValueError(f"{what} must hold {single.__name__} objects, not {reprlib.repr(value)}")
+    more = [name for name in type(value).model_fields if name not in single.model_fields]
+    if more:
+        raise ValueError(f"{what} must hold {single.__name__} objects, and the market does not know the field {more[0]} "
+                         f"of {type(value).__name__}")
+
+
 def _aligned(
     values,     # one value, or a sequence
     single,     # the type of one value
@@ -97,14 +120,28 @@ def _aligned(
     what: str,  # name, for the error
 ) -> Sequence:
     "One value for each market; ValueError if the lengths do not fit."
-    values = [values] * batch if isinstance(values, single) else values
+    values = [values] * batch if isinstance(values, single) else _listed(values, single)
     if not isinstance(values, Sequence):
-        raise ValueError(f"{what} must be a {single.__name__} or a sequence of them, not {values!r}")
+        raise ValueError(f"{what} must be a {single.__name__} or a sequence of them, not {reprlib.repr(values)}")
     if len(values) != batch:
         raise ValueError(f"{what} must be one for all or one for each of the {batch} markets, not {len(values)}")
-    wrong = [value for value in values if not isinstance(value, single)]
-    if wrong: raise ValueError(f"{what} must hold {single.__name__} objects, not {wrong[0]!r}")
+    for value in values:
+        if type(value) is not single: _check_kind(value, single, what)
     return values
+
+# %% ../nbs/04_market.ipynb #keys
+def _whole_seeds(
+    seeds, # anything
+) -> np.ndarray: # uint64, of its shape
+    "Seeds as an array; ValueError for what is no seed."
+    given = np.asarray(seeds) if hasattr(seeds, "dtype") else np.asarray(seeds, object)
+    if given.dtype.kind == "u" or (given.dtype.kind == "i" and not (given < 0).any()): return given.astype(np.uint64)
+    try:
+        if given.dtype.kind == "i": raise ValueError
+        return np.array([seed_number(each) for each in given.astype(object).flat], np.uint64).reshape(given.shape)
+    except ValueError:
+        found = reprlib.repr(given.ravel()[:3].tolist())
+        raise ValueError(f"seeds must be whole numbers from 0, not {found}; the largest is 2**64 - 1") from None
 
 
 def _keys(
@@ -112,16 +149,13 @@ def _keys(
     batch: int | None, # markets; None: as many as there are seeds
 ) -> np.ndarray: # uint64 [batch, 2]
     "Seeds as keys; a seed s alone stands for (s, episode 0)."
-    try: keys = np.atleast_1d(np.asarray(seeds))
-    except ValueError: raise ValueError(f"seeds must be an array, not the ragged {seeds!r}") from None
-    if keys.dtype.kind not in "iu" or (keys < 0).any():
-        raise ValueError(f"seeds must be whole numbers from 0, not {keys.ravel()[:3].tolist()}")
+    keys = np.atleast_1d(_whole_seeds(seeds))
     if keys.ndim == 1: keys = np.stack([keys, np.zeros_like(keys)], 1)
     if keys.ndim != 2 or keys.shape[1] != 2 or len(keys) not in (1, batch or len(keys)):
         raise ValueError(
             f"seeds must be one for all or one for each of the {batch or len(keys)} markets, or pairs (seed, episode), "
                          f"not an array of shape {np.shape(seeds)}")
-    return np.array(np.broadcast_to(keys, (batch or len(keys), 2)), np.uint64)
+    return np.array(np.broadcast_to(keys, (batch or len(keys), 2)))
 
 # %% ../nbs/04_market.ipynb #new-market
 def new_market(
@@ -130,6 +164,7 @@ def new_market(
 ) -> MarketState:
     "Markets before their first session: no bidder has learned anything, and the ring does not trust yet."
     check_compiled()
+    populations = _listed(populations, Population)
     batch = len(populations) if isinstance(populations, Sequence) else len(_keys(seeds, None))
     populations = _aligned(populations, Population, batch, "populations")
     different, places = distinct(populations)
@@ -657,15 +692,6 @@ def play(
 LEAST = 32   # markets that are worth a thread
 
 
-def _check_count(
-    count: int,
-    what: str, # name, for the error
-) -> None:
-    "ValueError unless `count` is a whole number of at least 1."
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-        raise ValueError(f"{what} must be a whole number of at least 1, not {count!r}")
-
-
 def _rows(
     mechanisms: Mechanism | Sequence[Mechanism], # one for all, or one for each market
     batch: int, # markets
@@ -698,7 +724,7 @@ def advance(
     behaviour: Behaviour = BEHAVIOUR,
 ) -> np.ndarray:           # float [batch, rounds, METRICS]
     "Post a mechanism in each market and play some rounds."
-    _check_count(rounds, "rounds")
+    rounds = whole_number(rounds, "rounds")
     return _advance(state, _rows(mechanisms, len(state.key)), rounds, behaviour)
 
 # %% ../nbs/04_market.ipynb #outcomes
@@ -758,7 +784,8 @@ def simulate(
     threads: int | None = None, # at least 1; None: one for each core; the bits are the same with any number
 ) -> Outcomes:       # arrays [batch, steps]
     "Play whole episodes, each under one mechanism from its first step to its last."
-    _check_count(steps, "steps")
+    mechanisms, populations = _listed(mechanisms, Mechanism), _listed(populations, Population)
+    steps = whole_number(steps, "steps")
     keys = _keys(seeds, None)
     batch = max(len(keys), *(len(values) for values in (mechanisms, populations) if isinstance(values, Sequence)), 1)
     rows, populations = _rows(mechanisms, batch), _aligned(populations, Population, batch, "populations")

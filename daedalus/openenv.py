@@ -26,10 +26,10 @@ from . import __version__
 from .bidders import KINDS, Population
 from .env import EpisodeError, apportion, open_episodes, play_sessions
 from .market import METRICS, SCORED, SIGNALS
-from .schema import Mechanism, MechanismFields, Observation, RecentOutcome, Record, Switch, whole
+from .schema import Mechanism, MechanismFields, Observation, RecentOutcome, Record, SEEDS, Switch, whole
 
 # %% ../nbs/12_openenv.ipynb #options
-MOST_STEPS, LARGEST_SEED = 100, 2**53 - 1  # steps of an episode; the largest whole number that JSON keeps everywhere
+MOST_STEPS, LARGEST_SEED = 100, SEEDS - 1  # steps of an episode; the market has no more seeds
 
 
 class ResetOptions(Record):
@@ -292,5 +292,7 @@ class DaedalusEnvClient(EnvClient[DaedalusAction, DaedalusObservation, DaedalusS
 def _plain(
     value: object,
 ) -> object:
-    """A record as plain data, anything else as it is."""
-    return value.model_dump() if isinstance(value, Record) else value
+    """A record and a scalar of numpy as plain data, anything else as it is."""
+    if isinstance(value, Record):
+        return value.model_dump()
+    return value.item() if isinstance(value, np.generic) else value

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['AuctionType', 'CoalitionPolicy', 'AUCTION_TYPES', 'COALITION_POLICIES', 'MAX_RESERVE', 'MAX_PENALTY', 'Switch',
-           'Number', 'Share', 'Natural', 'Positive', 'LONGEST_OBJECT', 'DEEPEST_BREAK', 'DOMAIN', 'FIELDS',
-           'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'SYSTEM_PROMPT', 'Checks', 'amount', 'whole', 'Record',
-           'MechanismFields', 'MechanismError', 'Mechanism', 'distinct', 'mechanisms_to_array', 'Outcome',
-           'RecentOutcome', 'Observation']
+           'Number', 'Share', 'Natural', 'Positive', 'SEEDS', 'LONGEST_OBJECT', 'DEEPEST_BREAK', 'DOMAIN', 'FIELDS',
+           'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'SYSTEM_PROMPT', 'Checks', 'amount', 'whole', 'whole_number',
+           'seed_number', 'generator', 'Record', 'MechanismFields', 'MechanismError', 'Mechanism', 'distinct',
+           'mechanisms_to_array', 'Outcome', 'RecentOutcome', 'Observation']
 
 # %% ../nbs/00_schema.ipynb #schema-imports
 import json
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, total_ordering
 from operator import itemgetter
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -71,6 +71,39 @@ Share = Annotated[float, amount(1)]
 Natural = Annotated[int, whole(0)]
 Positive = Annotated[int, whole(1)]
 
+# %% ../nbs/00_schema.ipynb #whole-number
+SEEDS = 2**64   # seeds, and numbers of episodes, are whole numbers below this
+
+
+def whole_number(
+    value: object,  # whatever was given
+    name: str,  # of the argument, for the error
+    low: int = 1,  # smallest value allowed
+    high: int | None = None,  # largest value allowed; None: any
+) -> int:
+    "A whole number of Python's or numpy's as an int; ValueError for anything else, also for True and 3.0."
+    number = _plain(value)
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    if whole and low <= number and (high is None or number <= high):
+        return int(number)
+    allowed = f'from {low} to {high}' if high is not None else f'of at least {low:,}'
+    raise ValueError(f'{name} must be a whole number {allowed}, not {reprlib.repr(value)}')
+
+
+def seed_number(
+    value: object,  # whatever was given
+    name: str = 'seed',  # of the argument, for the error
+) -> int:
+    "A seed, or the number of an episode, as an int from 0 to 2**64 - 1; ValueError for anything else."
+    return whole_number(value, name, 0, SEEDS - 1)
+
+
+def generator(
+    rng: np.random.Generator | int,  # a generator, or a seed for one
+) -> np.random.Generator:
+    "The generator itself, or the one that a seed stands for; ValueError for a number that is no seed."
+    return np.random.default_rng(seed_number(rng, 'rng') if np.isscalar(rng) else rng)
+
 # %% ../nbs/00_schema.ipynb #allowed
 def _allowed(
     spec: dict,  # JSON schema of one field
@@ -83,7 +116,8 @@ def _allowed(
         return 'true or false'
     noun = {'number': 'a number', 'integer': 'a whole number'}.get(spec.get('type', ''))
     if noun and 'maximum' in spec:
-        return f"{noun} from {spec['minimum']:.16g} to {spec['maximum']:.16g}"
+        low, high = (f'{end:.16g}' if isinstance(end, float) else end for end in (spec['minimum'], spec['maximum']))
+        return f'{noun} from {low} to {high}'
     return f"{noun} of at least {spec['minimum']}" if noun and 'minimum' in spec else None
 
 # %% ../nbs/00_schema.ipynb #sentence
@@ -112,10 +146,12 @@ def _sentence(
     return text + (f' (and {len(more)} more wrong)' if more else '')
 
 # %% ../nbs/00_schema.ipynb #record
+@total_ordering
 class Record(BaseModel):
     "An immutable set of strictly checked fields; a wrong one raises `refusal` with one sentence."
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
     refusal: ClassVar[type[ValueError]] = ValueError
+    ndim: ClassVar[int] = 0   # one value, not a row of them: pandas asks this of what can be iterated
 
     def __init__(self, /, **fields):
         try:
@@ -144,6 +180,14 @@ class Record(BaseModel):
     ) -> Self:
         "A copy with some fields changed, checked like a new one."
         return type(self)(**{**dict(self), **changes})
+
+    def _key(self) -> tuple:
+        "The fields as values that hash and compare: nothing before anything, a dict by its sorted items."
+        return tuple((value is not None, tuple(sorted(value.items())) if isinstance(value, dict) else value)
+                     for _, value in self)
+
+    def __lt__(self, other: object) -> bool:
+        return self._key() < other._key() if type(other) is type(self) else NotImplemented
 
     def __repr_args__(self):
         "Fields that differ from their default, for display."
@@ -339,7 +383,7 @@ class Mechanism(MechanismFields):
         rng: np.random.Generator | int,  # a generator, or a seed for one
     ) -> 'Mechanism':
         "A mechanism drawn uniformly from `DOMAIN`, amounts to two decimals."
-        rng = np.random.default_rng(rng)
+        rng = generator(rng)
         return cls(**{name: round(rng.uniform(0, domain), 2) if isinstance(domain, float)
                       else domain[rng.integers(len(domain))] for name, domain in DOMAIN.items()})
 
@@ -358,6 +402,9 @@ class Mechanism(MechanismFields):
         "The mechanism as language models read and write it: JSON without spaces, amounts to two decimals."
         values = {name: _digits(value) if isinstance(value, float) else json.dumps(value) for name, value in self}
         return '{' + ','.join(f'"{name}":{value}' for name, value in values.items()) + '}'
+
+    def __str__(self) -> str:
+        return self.to_json()
 
     def to_array(self) -> np.ndarray:
         "The fields in order as float64 [11]: amounts as they are, choices and switches as their index in `DOMAIN`."
@@ -419,6 +466,9 @@ class Observation(Record):
     mechanism: Mechanism | None = Field(None, description='the mechanism played last')
     reward: Share | None = Field(None, description='reward of the last step')
     done: Switch = Field(False, description='the episode is over')
+
+    def __hash__(self) -> int:
+        return hash(self._key())
 
     def published(self) -> Self:
         "The published partial observation: without signals and without the last mechanism."

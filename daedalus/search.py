@@ -22,7 +22,7 @@ from .env import SUITES, draw_training_population, observe, open_episodes, play_
 from .jobs import Job, run_jobs
 from .market import ROUNDS, WARM_UP, simulate
 from .results import install_hint, read_result
-from .schema import DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism
+from .schema import DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism, whole_number
 
 # %% ../nbs/07_search.ipynb #score
 BLOCK = 2**32   # episode numbers of block b begin at b * BLOCK
@@ -168,32 +168,32 @@ def _fixed_rounds(pool, budget, final) -> int:
     return 2 * pool * EPISODE + climb_rounds(budget, ELITE, 2) + choice_rounds(2 * ELITE, final)
 
 # %% ../nbs/07_search.ipynb #read
+def _searched(
+    name: str, # a suite
+) -> dict:
+    "What the search found for a suite; ValueError for what is no suite, and for one that was not searched."
+    suite(name)
+    found = read_result("search")
+    if name in found: return found[name]
+    raise ValueError(f"suite must be one that was searched, {' or '.join(found)}, not {name!r}: climb finds mechanisms for other populations")
+
+
 def best_fixed(
     name: str = "stages", # a suite
 ) -> Mechanism:
     "The best single mechanism found for all populations of a suite."
-    suite(name)
-    return Mechanism(**read_result("search")[name]["best_fixed"])
+    return Mechanism(**_searched(name)["best_fixed"])
 
 
 def oracle(
     name: str = "stages", # a suite
 ) -> list[Mechanism]:     # one for each population of the suite
     "The best mechanism found for each population of a suite by a search that knows it."
-    suite(name)
-    return [Mechanism(**fields) for fields in read_result("search")[name]["oracle"]]
+    return [Mechanism(**fields) for fields in _searched(name)["oracle"]]
 
 # %% ../nbs/07_search.ipynb #budget
 LEAST_ROUNDS = 100_000   # smaller budgets leave too little for each part
 Draw = Callable[[np.random.Generator], Population]   # how training populations are drawn
-
-
-def _check_rounds(
-    rounds: int,
-) -> None:
-    "Refuse a budget that is none."
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < LEAST_ROUNDS:
-        raise ValueError(f"rounds must be a whole number of at least {LEAST_ROUNDS:,}, not {rounds!r}")
 
 
 def block_keys(
@@ -253,7 +253,7 @@ def try_library(
     draw: Draw = draw_training_population,
 ) -> Examples:
     "A library, and what its mechanisms earned in states that chance and a first contextual designer caused."
-    _check_rounds(rounds)
+    rounds = whole_number(rounds, "rounds", LEAST_ROUNDS)
     library, rng = find_library(rounds * 2 // 5, seed, draw), np.random.default_rng([seed, LESSON_BLOCK])
     parts: list[tuple[np.ndarray, ...]] = []
     found: Any = None   # `Examples`, once there are some
@@ -351,7 +351,7 @@ def bandit(
     "A designer that learned online, by Thompson sampling, from the rewards of what it played."
     from threadpoolctl import threadpool_limits
 
-    _check_rounds(rounds)
+    rounds = whole_number(rounds, "rounds", LEAST_ROUNDS)
     with threadpool_limits(1):   # the matrices are small: threads would only wait for each other
         return _bandit(find_library(rounds * 2 // 5, seed, draw), rounds - rounds * 2 // 5, seed, names, draw)
 
@@ -406,7 +406,7 @@ def optimise_fixed(
     draw: Draw = draw_training_population,
 ) -> Mechanism:
     "The best single mechanism for the training distribution that Bayesian optimisation finds."
-    _check_rounds(rounds)
+    rounds = whole_number(rounds, "rounds", LEAST_ROUNDS)
     optuna = _optuna()
     rng, tried = np.random.default_rng([seed, TRIAL_BLOCK]), {}
     people = [draw(rng) for _ in range(rounds * 4 // 5 // (TRIALS * EPISODE))]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .designers import Designer
 from .language import LanguageDesigner, chat_text, end_token, messages, padding_token
-from .schema import Mechanism, Natural, Observation, Positive, Record, Share, amount
+from .schema import Mechanism, Natural, Observation, Positive, Record, Share, amount, seed_number, whole_number
 from .states import STAGE_SHARE, draw_populations, visits
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def design_pairs(
 
     Raises ValueError for a count below 1.
     """
-    if count < 1:
-        raise ValueError(f"count must be a whole number of at least 1, not {count!r}")
+    count, seed = whole_number(count, "count"), seed_number(seed)
     walk, draw = np.random.default_rng([seed, 2]), np.random.default_rng([seed, 3])
     populations = draw_populations(-(-count // EPISODE), walk)
     walked = visits(_Wanderer(walk), populations, seed, PUBLISHED_SHARE, detour=0, steps=EPISODE)

@@ -435,8 +435,6 @@ def stage_name(
     return "+".join(kind.upper() for kind in changes)
 
 
-assert stage_name(profile("small"), 0) == "SFT"
-
 # %% ../nbs/10_train.ipynb #report
 def _report(
     settings: PolicySettings,

@@ -17,7 +17,7 @@ from .market import (
     make_floor, pay_shill, read_market, ring_meets, sell_again, session, unit_value)
 from .noise import fill_uniforms
 from .runtime import compiled
-from .schema import Mechanism
+from .schema import Mechanism, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,8 +162,7 @@ def watch(
         raise ValueError(f"mechanism must be a Mechanism, not {mechanism!r}")
     if not 0 <= at < len(state.key):
         raise ValueError(f"at must be one of the batch's {len(state.key)} markets, counted from 0, not {at!r}")
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"rounds must be a whole number of at least 1, not {rounds!r}")
+    rounds = whole_number(rounds, "rounds")
     one = state.select([at])
     record = _blank(int(one.traits[0, 0]), int(one.traits[0, 1]))
     record_rounds(one, mechanism.to_array(), behaviour, make_floor(one, rounds), rounds, record)

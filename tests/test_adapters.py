@@ -256,7 +256,7 @@ def test_a_wrong_sale_is_refused(fields, sentence):
 def test_a_wrong_seed_and_wrong_rules_are_refused():
     pytest.importorskip("pettingzoo", reason="needs pettingzoo")
     for seed in (-1, 0.5, True, "1"):
-        with pytest.raises(ValueError, match="seed must be a whole number from 0, not "):
+        with pytest.raises(ValueError, match="seed must be a whole number from 0 to 18446744073709551615, not "):
             bidder_env(Sale()).reset(seed=seed)
     with pytest.raises(ValueError, match="mechanism must be a Mechanism, not 'vcg'"):
         bidder_env(Sale()).reset(options={"mechanism": "vcg"})

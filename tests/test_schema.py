@@ -143,7 +143,7 @@ def test_frozen_hashable_and_copied_without_loss(m):
 
 @given(mechanisms)
 def test_display_is_code_that_makes_the_same_mechanism(m):
-    assert eval(repr(m), {'Mechanism': Mechanism}) == m and str(m) == repr(m)
+    assert eval(repr(m), {'Mechanism': Mechanism}) == m and Mechanism.from_json(str(m)) == m
     assert all(f'{name}=' in repr(m) for name in FIELDS if getattr(m, name) != getattr(DEFAULT_MECHANISM, name))
 
 

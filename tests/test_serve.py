@@ -262,7 +262,7 @@ def test_our_client_plays_the_episode_it_was_made_for(server, way):
 
 def test_our_client_says_what_the_server_refused(server):
     with DaedalusEnvClient(server.url).sync() as env:
-        with pytest.raises(RuntimeError, match="seed must be a whole number from 0 to 9007199254740991, not -1"):
+        with pytest.raises(RuntimeError, match="seed must be a whole number from 0 to 18446744073709551615, not -1"):
             env.reset(seed=-1)
         with pytest.raises(RuntimeError, match="no episode has begun: reset starts one"):
             env.step(Mechanism())
