@@ -39,7 +39,7 @@ def _read(
         return value
     if isinstance(value, str):
         return Mechanism.from_json(value)
-    if value is None or value is pd.NA or isinstance(value, float) and np.isnan(value):
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return np.nan
     raise MechanismError(f"a column of mechanisms must hold mechanisms or their JSON, not {value!r}")
 
