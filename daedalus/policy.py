@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from .results import install_hint
 from .schema import Natural, Positive, Record
 
 if TYPE_CHECKING:
@@ -225,9 +226,15 @@ def load_model(
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """A model and its tokenizer, on the graphics card if there is one.
 
-    Raises ValueError as `find_model` does, and for a folder that lacks some of the weights.
+    Raises ValueError as `find_model` does, and for a folder that lacks some of the weights; ModuleNotFoundError where
+    the extra `designer` is not installed.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    try:
+        import torch  # noqa: F401  transformers finds out late that it is missing
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ModuleNotFoundError as error:
+        needed = str(error.name).partition(".")[0]
+        raise ModuleNotFoundError(f"a language model needs {needed}: {install_hint(needed)}", name=needed) from None
 
     folder = find_model(name)
     model, report = AutoModelForCausalLM.from_pretrained(

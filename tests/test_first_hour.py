@@ -157,3 +157,12 @@ def test_the_first_snippet_runs_on_the_core_alone_and_prints_what_stands_below_i
     assert (kind, shown) == ("python", "text")
     done = on_the_core_alone(code)
     assert (done.returncode, done.stdout) == (0, printed), done.stderr
+
+
+def test_the_second_snippet_says_which_extra_it_needs():
+    code, prose = next((code, README[:README.index(code)].splitlines()) for kind, code in BLOCKS if "LanguageDesigner" in code)
+    done = on_the_core_alone(f"import daedalus as dd\nenv = dd.DaedalusEnv(dd.Population.stage(4), episode_length=10)\n{code}")
+    said = done.stderr.splitlines()[-1].removeprefix("ModuleNotFoundError: ")
+    assert said == f"a language model needs torch: {results.install_hint('torch')}"
+    told = next(line for line in reversed(prose) if "extra" in line)
+    assert "`designer`" in told and f"`{said.partition(':')[0]}: pip install 'daedalus-mechanisms[designer]'`" in told
