@@ -94,7 +94,8 @@ def as_designer(
     if isinstance(designer, Mechanism):
         return FixedDesigner(designer)
     if isinstance(designer, type):
-        raise ValueError(f"{name} must be a designer, not the class {designer.__name__}: {designer.__name__}() makes one")
+        raise ValueError(
+            f"{name} must be a designer, not the class {designer.__name__}: {designer.__name__}() makes one")
     if not callable(designer) and not any(hasattr(designer, name) for name in ("on", "design_batch")):
         raise ValueError(f"{name} must be a function from an Observation to a Mechanism, or a Mechanism, "
                          f"not {reprlib.repr(designer)}")

@@ -48,13 +48,15 @@ class _Knowing:
 def _player(name, designer, people) -> Callable | list[Mechanism]:
     "What plays under a name: a designer, or a mechanism for each population."
     who = f"designer {name!r}"
-    if not isinstance(name, (str, int)): raise ValueError(f"designers must have texts for names, not {reprlib.repr(name)}")
+    if not isinstance(name, (str, int)):
+        raise ValueError(f"designers must have texts for names, not {reprlib.repr(name)}")
     if hasattr(designer, "tolist"): designer = list(designer)   # a column of a table, or an array
     if not isinstance(designer, (list, tuple)): return as_designer(designer, who)
     if len(designer) != len(people):
         raise ValueError(f"{who} must have a mechanism for each of the {len(people)} populations, not {len(designer)}")
     for mechanism in designer:
-        if not isinstance(mechanism, Mechanism): raise ValueError(f"{who} must hold mechanisms, not {reprlib.repr(mechanism)}")
+        if not isinstance(mechanism, Mechanism):
+            raise ValueError(f"{who} must hold mechanisms, not {reprlib.repr(mechanism)}")
     return list(designer)
 
 # %% ../nbs/11_evaluate.ipynb #populations
@@ -64,8 +66,10 @@ def _populations(
     "The populations of a suite, or those given; ValueError for what is none, and for weights."
     if isinstance(given, str): return suite(given)
     if isinstance(given, Population): return [given]
-    if isinstance(given, Mapping): raise ValueError("suite must be a suite's name or a list of populations, not a dict: weights are not taken")
-    if not isinstance(given, Iterable): raise ValueError(f"suite must be a suite's name or a list of populations, not {reprlib.repr(given)}")
+    if isinstance(given, Mapping):
+        raise ValueError("suite must be a suite's name or a list of populations, not a dict: weights are not taken")
+    if not isinstance(given, Iterable):
+        raise ValueError(f"suite must be a suite's name or a list of populations, not {reprlib.repr(given)}")
     people = list(given)
     wrong = [each for each in people if not isinstance(each, Population)]
     if wrong: raise ValueError(f"suite must hold Population objects, not {reprlib.repr(wrong[0])}")
@@ -90,7 +94,8 @@ def _plays(designers, suite, episodes, seed, steps) -> Iterator["pd.DataFrame"]:
 
 # %% ../nbs/11_evaluate.ipynb #evaluate
 def evaluate(
-    designers: Mapping[str, Callable | Mechanism | Sequence[Mechanism]], # by name: a designer, or a mechanism for all or for each population
+    designers: Mapping[str, Callable | Mechanism | Sequence[
+        Mechanism]], # by name: a designer, or a mechanism for all or for each population
     suite: str | Sequence[Population] = "stages", # a suite's name, or populations
     episodes: int = 30, # of each designer, at least 1: episode e faces population e modulo their number
     seed: int = 0,      # from 0
@@ -176,7 +181,8 @@ def _side_by_side(
     references: Sequence[str],
 ) -> "pd.DataFrame":  # a column for each designer, in order of appearance
     "Rewards by episode; empty where a designer did not play it."
-    if table.duplicated(["episode", "designer"]).any(): raise ValueError("table must have one row for each designer and episode, not several")
+    if table.duplicated(["episode", "designer"]).any():
+        raise ValueError("table must have one row for each designer and episode, not several")
     wide = table.pivot(index="episode", columns="designer", values="reward")[table["designer"].unique()]
     for name in references:
         if name not in wide: raise ValueError(f"reference must be one of {', '.join(map(str, wide))}, not {name!r}")

@@ -348,7 +348,8 @@ def _room(
     constraint: "LLMatcher | None",
 ) -> int:
     """How many tokens a reply may have."""
-    return len(LONGEST_REPLY) + 1 if constraint else 2 * len(tokenizer(LONGEST_REPLY, add_special_tokens=False)["input_ids"])
+    return len(LONGEST_REPLY) + 1 if constraint else 2 * len(tokenizer(LONGEST_REPLY,
+                                                                       add_special_tokens=False)["input_ids"])
 
 # %% ../nbs/08_language.ipynb #reply-texts
 _MARK = re.compile("think|thought|reason|channel|message|inner_", re.IGNORECASE)
@@ -370,8 +371,10 @@ def reply_texts(
 ) -> list[str]:
     """What is written in some rows, without what ends a reply."""
     written = [list(takewhile(lambda token: token not in stops, row)) for row in rows]
-    marks = {at for at, token in tokenizer.added_tokens_decoder.items() if token.special and _MARK.search(token.content)}
-    return tokenizer.batch_decode(written, skip_special_tokens=marks.isdisjoint(token for row in written for token in row))
+    marks = {at
+             for at, token in tokenizer.added_tokens_decoder.items() if token.special and _MARK.search(token.content)}
+    return tokenizer.batch_decode(written,
+                                  skip_special_tokens=marks.isdisjoint(token for row in written for token in row))
 
 # %% ../nbs/08_language.ipynb #write-all
 def _write_all(

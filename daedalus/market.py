@@ -109,7 +109,8 @@ def _check_kind(
         raise ValueError(f"{what} must hold {single.__name__} objects, not {reprlib.repr(value)}")
     more = [name for name in type(value).model_fields if name not in single.model_fields]
     if more:
-        raise ValueError(f"{what} must hold {single.__name__} objects, and the market does not know the field {more[0]} "
+        raise ValueError(
+            f"{what} must hold {single.__name__} objects, and the market does not know the field {more[0]} "
                          f"of {type(value).__name__}")
 
 
