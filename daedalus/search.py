@@ -175,7 +175,8 @@ def _searched(
     suite(name)
     found = read_result("search")
     if name in found: return found[name]
-    raise ValueError(f"suite must be one that was searched, {' or '.join(found)}, not {name!r}: climb finds mechanisms for other populations")
+    raise ValueError(f"suite must be one that was searched, {' or '.join(found)}, not {name!r}: "
+                     "climb finds mechanisms for other populations")
 
 
 def best_fixed(
