@@ -315,3 +315,75 @@ def test_a_disk_that_fills_up_is_one_sentence(number, words, monkeypatch, tmp_pa
     monkeypatch.setattr("daedalus.search.search_suites", full)
     done = CliRunner().invoke(app, ["search"])
     assert done.exit_code == 1 and done.stderr == f"daedalus: build/search/part.json cannot be written: {words}\n"
+
+
+# Papermill alone
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout with two notebooks that keep a result; one imports the library above its parameters, one below."""
+    shutil.copytree(results.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
+    committed = results.write_text(tmp_path / "data" / "results" / "table.json", '{"value": 7}')
+    start, keep = "from daedalus.results import read_result, write_result", 'write_result("table", n, {"seed": 0})'
+    parameters = dict(cell_type="code", id="defaults", metadata={"tags": ["parameters"]}, source="n = 1")
+    for name, above, below in (("30_above", [start], [keep]), ("31_below", [], [start, keep])):
+        sources = [dict(cell_type="code", id=f"cell-{source[:4]}", metadata={}, source=source) for source in (*above, *below)]
+        cells = [*sources[:len(above)], parameters, *sources[len(above):]]
+        kernel = dict(display_name="python3", language="python", name="python3")
+        results.write_text(tmp_path / "nbs" / f"{name}.ipynb", json.dumps(dict(
+            cells=[cell | dict(outputs=[], execution_count=None) for cell in cells], metadata=dict(kernelspec=kernel),
+            nbformat=4, nbformat_minor=5)))
+    yield tmp_path
+    assert committed.read_text() == '{"value": 7}'
+
+
+def papermill(checkout, name, *words):
+    """Run a notebook as somebody who knows papermill would."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("DAEDALUS_")}
+    return subprocess.run([Path(sys.executable).parent / "papermill", f"nbs/{name}.ipynb", "out.ipynb", *words], cwd=checkout,
+                          env=environment | {"PYTHONPATH": str(checkout)}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["30_above", "31_below"])
+def test_papermill_writes_into_the_build_folder_and_an_unknown_parameter_is_an_error(name, checkout):
+    done = papermill(checkout, name, "-p", "n", "3")
+    assert done.returncode == 0, done.stderr
+    made = json.loads((checkout / "build" / "results" / "table.json").read_text())
+    assert made["value"] == 3 and made["provenance"]["notebook"] is None
+    (checkout / "build" / "results" / "table.json").unlink()
+    done = papermill(checkout, name, "-p", "m", "3")
+    assert done.returncode == 1 and "ValueError: this notebook has no parameter 'm': its parameters are n" in done.stderr
+    assert not (checkout / "build" / "results" / "table.json").exists()
+
+
+def test_a_notebook_of_the_user_s_own_is_not_judged():
+    cells = ["mine = 1", "# Parameters\nother = 2\n"]
+    assert results.unknown_parameters(cells, ["seed = 0"]) is None
+    assert results.unknown_parameters(["seed = 0", "# Parameters\nseed = 2\n"], ["seed = 0"]) is None
+
+
+# A long path of the folder for temporary files
+
+
+@pytest.fixture
+def long_path(tmp_path):
+    """A folder whose path is longer than that of any socket may be."""
+    folder = tmp_path / ("long-" * 20)
+    folder.mkdir()
+    assert len(str(folder)) > 107
+    return folder
+
+
+def test_a_notebook_runs_however_long_the_path_of_temporary_files(checkout, long_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(long_path))
+    executed = reproduce.run_notebook(checkout / "nbs" / "30_above.ipynb", {"n": 5}, checkout / "out.ipynb")
+    assert executed.exists() and list(long_path.iterdir()) == []
+
+
+def test_jobs_run_however_long_the_path_of_temporary_files(long_path):
+    work = ("from daedalus.jobs import Job, run_jobs\n"
+            "print([done.result for done in run_jobs([Job(divmod, (n, 2)) for n in range(4)], 2)])")
+    done = subprocess.run([sys.executable, "-c", work], env=os.environ | {"TMPDIR": str(long_path)}, capture_output=True,
+                          text=True)
+    assert done.stdout == "[[0, 0], [0, 1], [1, 0], [1, 1]]\n", done.stderr
