@@ -5,9 +5,11 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -387,3 +389,104 @@ def test_jobs_run_however_long_the_path_of_temporary_files(long_path):
     done = subprocess.run([sys.executable, "-c", work], env=os.environ | {"TMPDIR": str(long_path)}, capture_output=True,
                           text=True)
     assert done.stdout == "[[0, 0], [0, 1], [1, 0], [1, 1]]\n", done.stderr
+
+
+# An installed copy
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Runs the command, or code, from a folder elsewhere, with the wheel in place of the checkout.
+
+    Packages of the extras that `without` names cannot be imported. Nothing may change where the wheel is.
+    """
+    site, elsewhere = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
+    zipfile.ZipFile(wheel).extractall(site)
+    absent = ("import os, sys\nclass Absent:\n    def find_spec(self, name, path=None, target=None):\n"
+              "        if name in os.environ['WITHOUT'].split(): raise ModuleNotFoundError(name, name=name)\n"
+              "sys.meta_path.insert(0, Absent())\n")
+    results.write_text(site / "sitecustomize.py", absent)
+
+    def run(*words, code=None, without="", status=0):
+        program = code or "from daedalus.cli import main; main()"
+        before = {path: path.stat().st_mtime_ns for path in site.rglob("*") if path.is_file()}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("DAEDALUS_")}
+        done = subprocess.run([sys.executable, "-c", program, *words], cwd=elsewhere, capture_output=True, text=True, env=environment | {
+            "PYTHONPATH": str(site), "WITHOUT": without, "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"})
+        assert done.returncode == status, done.stdout + done.stderr
+        assert before == {path: path.stat().st_mtime_ns for path in site.rglob("*") if path.is_file()}
+        return done.stdout or done.stderr
+
+    return run
+
+
+def test_an_installed_copy_plays_and_reads_the_committed_results(installed):
+    told = installed(code="import daedalus as dd\nfrom daedalus.results import build_dir, is_checkout\n"
+                          "print(is_checkout(), dd.best_fixed().auction_type, build_dir().name, build_dir().parent.name)")
+    assert told.startswith(f"False {search.best_fixed().auction_type} build elsewhere")
+
+
+def test_an_installed_copy_writes_into_the_working_folder(installed):
+    told = installed(code="from daedalus.results import write_result, figures_dir, read_result\n"
+                          "path = write_result('table', 3, {'seed': 0})\n"
+                          "print(path.parts[-4:-1], figures_dir().parts[-2:], read_result('table'))")
+    assert "'build', 'results') ('build', 'figures') 3" in told and "elsewhere" in told
+
+
+@pytest.mark.parametrize("words", [["reproduce"], ["reproduce", "--list"], ["reproduce", "--verify"],
+                                   ["reproduce", "--only", "20_theory", "--show"]], ids=" ".join)
+def test_what_needs_a_checkout_says_so(installed, words):
+    assert installed(*words, status=2) == (
+        "daedalus: there is no folder nbs/: the notebooks are in a checkout of the project, not in an installed copy\n")
+
+
+def test_numbers_are_traced_from_the_data_that_comes_along(installed):
+    told = installed("reproduce", "--trace", "random-mean")
+    assert "made by:    nbs/11_evaluate.ipynb, in a checkout of the project" in told and "committed:  " in told
+    assert "data/results/" in installed("reproduce", "--trace", "0.663")
+    assert installed("reproduce", "--list", "--verify").count("\n") == len(verify.claims())
+
+
+@pytest.mark.parametrize(("words", "without", "sentence"), [
+    (["inference"], "transformers", "this needs transformers: pip install 'daedalus-mechanisms[designer]' brings it"),
+    (["search", "--workers", "2"], "joblib", "this needs joblib: pip install 'daedalus-mechanisms[search]' brings it"),
+    (["serve"], "fastapi", "this needs fastapi: pip install 'daedalus-mechanisms[serve]' brings it"),
+], ids=["inference", "search", "serve"])
+def test_a_hint_is_true_in_an_installed_copy(installed, words, without, sentence):
+    assert installed(*words, without=without, status=1).splitlines()[-1] == f"daedalus: {sentence}"
+
+
+def test_only_one_place_makes_the_hint():
+    """Except for packages that are of no extra for users, whose names are the same everywhere."""
+    lines = [line.strip() for path in results.module_files().values() for line in path.read_text().splitlines()
+             if "pip install" in line and '"""' not in line]
+    mine = [line for line in lines if not any(name in line for name in ("gymnasium", "pettingzoo"))]
+    assert len(mine) == 1 and mine[0].startswith("return f\"pip install -e '.[{extra}]'\" if is_checkout() else")
+
+
+def test_a_service_of_an_installed_copy_has_its_story(installed):
+    told = installed(code="from daedalus.serve import story\nprint(story()[:40])")
+    assert "DAEDALUS" in told or "Made from nbs/index.ipynb" in told
+
+
+# Searches and trainings that are asked to end
+
+
+@pytest.mark.parametrize(("words", "sign"), [
+    ("search --budget 2000 --workers 2 --work work", "work/*.json"), ("train --profile smoke --work work", "work/.phase-*")])
+def test_a_command_that_is_asked_to_end_leaves_nothing_behind(words, sign, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-c", "from daedalus.cli import main; main()", *words.split()]
+    environment = os.environ | {"TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, text=True, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        try:
+            while not list(tmp_path.glob(sign)) and running.poll() is None:
+                time.sleep(0.05)
+            running.terminate()
+            told, errors = running.communicate(timeout=300)
+        finally:
+            running.kill()
+    assert running.returncode == 128 + signal.SIGTERM, told + errors
+    assert errors.splitlines()[-1] == "daedalus: interrupted; run the same command again to resume"
+    assert list(temporary.glob("daedalus*")) + list(tmp_path.glob("work/.*")) + list(temporary.glob("joblib*")) == []
