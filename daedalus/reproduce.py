@@ -828,9 +828,6 @@ def reproduce(
     Raises ValueError for an unknown profile or notebook, for a folder that cannot be written, and where outputs of
     profile `quick` are to be kept.
     """
-    from doit.cmd_base import ModuleTaskLoader
-    from doit.doit_cmd import DoitMain
-
     names = list(profile_params(profile))
     if unknown := [name for name in only if name not in names]:
         raise ValueError(f"notebook {unknown[0]!r} is unknown: use one of {', '.join(names)}")
@@ -838,6 +835,9 @@ def reproduce(
         raise ValueError(
             "profile 'quick' plays fewer episodes than the notebooks show: keep outputs of 'smoke' or 'paper'")
     _check_places(profile, keep)
+    from doit.cmd_base import ModuleTaskLoader
+    from doit.doit_cmd import DoitMain
+
     BUILD.mkdir(exist_ok=True)
     room, jobs = Room(), jobs or (1 if profile == "quick" else default_jobs())  # one after the other shows a bar
     config = {**DOIT_CONFIG, "reporter": _report()}

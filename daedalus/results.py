@@ -80,9 +80,10 @@ def _canonical(
 
 def install_hint(
     package: str,  # as it is imported
+    extra: str | None = None,  # that is wanted, since it brings more of use here; None: the smallest that brings the package
 ) -> str:
     """The command that installs what a package belongs to; for a package that no extra names, all of them."""
-    extra = _extras().get(_canonical(package), "search,data,train,serve,dev")
+    extra = extra or _extras().get(_canonical(package), "search,data,train,serve,dev")
     return f"pip install -e '.[{extra}]'" if is_checkout() else f"pip install '{NAME}[{extra}]'"
 
 # %% ../nbs/00_results.ipynb #data-file

@@ -436,7 +436,7 @@ def test_an_installed_copy_writes_into_the_working_folder(installed):
 @pytest.mark.parametrize("words", [["reproduce"], ["reproduce", "--list"], ["reproduce", "--verify"],
                                    ["reproduce", "--only", "20_theory", "--show"]], ids=" ".join)
 def test_what_needs_a_checkout_says_so(installed, words):
-    assert installed(*words, status=2) == (
+    assert installed(*words, status=2, without="doit papermill") == (
         "daedalus: there is no folder nbs/: the notebooks are in a checkout of the project, not in an installed copy\n")
 
 
@@ -449,9 +449,10 @@ def test_numbers_are_traced_from_the_data_that_comes_along(installed):
 
 @pytest.mark.parametrize(("words", "without", "sentence"), [
     (["inference"], "transformers", "this needs transformers: pip install 'daedalus-mechanisms[designer]' brings it"),
+    (["train"], "torch", "this needs torch: pip install 'daedalus-mechanisms[train]' brings it"),
     (["search", "--workers", "2"], "joblib", "this needs joblib: pip install 'daedalus-mechanisms[search]' brings it"),
-    (["serve"], "fastapi", "this needs fastapi: pip install 'daedalus-mechanisms[serve]' brings it"),
-], ids=["inference", "search", "serve"])
+    (["serve"], "anyio", "this needs anyio: pip install 'daedalus-mechanisms[serve]' brings it"),
+], ids=["inference", "train", "search", "serve"])
 def test_a_hint_is_true_in_an_installed_copy(installed, words, without, sentence):
     assert installed(*words, without=without, status=1).splitlines()[-1] == f"daedalus: {sentence}"
 
