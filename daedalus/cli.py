@@ -136,6 +136,7 @@ def inference(
     seed: Annotated[int, typer.Option(help="Seed of the markets, 0 or more: same seed, same numbers.")] = 0,
     suite: Annotated[str, typer.Option(help="Populations to face: stages or open.")] = "stages",
     free: Annotated[bool, typer.Option("--free", help="Let the model write freely, also invalid replies.")] = False,
+    complete: Annotated[bool, typer.Option("--complete", help="Take replies as valid only if they name all levers.")] = False,
 ) -> None:
     """Ask a trained designer for a mechanism, or play whole episodes.
 
@@ -149,7 +150,7 @@ def inference(
     _quieten()
     from daedalus.evaluate import inference as run
 
-    run(n_episodes, baseline, repo_id, output, seed, suite, constrained=not free)
+    run(n_episodes, baseline, repo_id, output, seed, suite, not free, complete)
 
 # %% ../nbs/14_cli.ipynb #plan-phase
 def _size(

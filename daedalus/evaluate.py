@@ -448,6 +448,7 @@ def inference(
     seed: int = 0,
     suite: str = "stages",  # a suite's name
     constrained: bool = True, # replies are valid by construction; False: the model writes freely
+    complete: bool = False, # a valid reply names every field; False: those that are not named keep their defaults
 ) -> dict:                  # what is written to `output`
     """Show a mechanism for a fresh environment, or compare designers over whole episodes; results go to `output`.
 
@@ -455,17 +456,17 @@ def inference(
     """
     n_episodes, seed = whole_number(n_episodes, "n_episodes"), seed_number(seed)
     people, output = _populations(suite), check_output(output)
-    designer = LanguageDesigner.load(repo_id, constrained=constrained)
+    designer = LanguageDesigner.load(repo_id, constrained=constrained, complete=complete)
     observation = DaedalusEnv(people[0]).reset(seed)
     reply, = designer.replies([observation])
     found = {"reply": reply.text, "mechanism": reply.mechanism and dict(reply.mechanism)}
     if n_episodes == 1 and not baseline: print(observation.prompt(), reply.fault or reply.text, sep="\n")
     else: found |= _compare(designer, n_episodes, baseline, seed, suite)
-    record = {"designer": str(repo_id or "data/designer"), "constrained": constrained, "suite": suite,
-              "n_episodes": n_episodes, "seed": seed, **found, "replies": designer.asked,
-              "invalid replies": designer.invalid, "versions": versions()}
+    record = {"designer": str(repo_id or "data/designer"), "constrained": constrained, "complete": complete,
+              "suite": suite, "n_episodes": n_episodes, "seed": seed, **found, "replies": designer.asked,
+              "invalid replies": designer.invalid, "partial replies": designer.partial, "versions": versions()}
     write_text(output, json.dumps(record, indent=1) + "\n")
-    print(f"invalid replies: {designer.invalid} of {designer.asked}; written: {output}")
+    print(f"invalid replies: {designer.invalid} of {designer.asked}, partial: {designer.partial}; written: {output}")
     return record
 
 # %% ../nbs/11_evaluate.ipynb #compare

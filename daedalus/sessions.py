@@ -158,7 +158,8 @@ class Desk:
     def status(self) -> dict:
         """How the desk is doing."""
         return {"designer": self.name, "loaded": self._designer is not None, "waiting": self.waiting,
-                "answered": self.answered, "note": self.note}
+                "answered": self.answered, "note": self.note,
+                **{count: getattr(self._designer, count, 0) for count in ("invalid", "partial")}}
 
     def designer(self) -> Designer:
         """The designer, loaded when it is first needed."""

@@ -192,6 +192,25 @@ def test_without_baseline_only_the_trained_designer_plays(tmp_path):
     assert record["replies"] == 21 and 0 <= record["invalid replies"] <= 21
 
 
+def test_inference_reports_partial_replies_and_refuses_them_on_demand(tmp_path, monkeypatch, capsys):
+    from daedalus.language import LanguageDesigner
+
+    load = LanguageDesigner.load.__func__
+
+    def terse(cls, *args, **options):
+        """The designer that comes along, with one lever in each reply."""
+        designer = load(cls, *args, **options)
+        designer.tokenizer.batch_decode = lambda rows, **_: ['{"reserve_price":0.2}'] * len(rows)
+        return designer
+
+    monkeypatch.setattr(LanguageDesigner, "load", classmethod(terse))
+    found = {complete: inference(output=tmp_path / "r.json", constrained=False, complete=complete) for complete in (False, True)}
+    assert [(r["complete"], r["invalid replies"], r["partial replies"]) for r in found.values()] == [(False, 0, 1), (True, 1, 0)]
+    assert found[False]["mechanism"]["reserve_price"] == 0.2 and found[True]["mechanism"] is None
+    said = capsys.readouterr().out
+    assert "invalid replies: 0 of 1, partial: 1;" in said and "must name all 11 fields and lacks auction_type" in said
+
+
 @pytest.mark.parametrize("options, says", [
     (["--n-episodes", "0"], "--n-episodes must be 1 or more, not 0"),
     (["--suite", "nowhere"], "suite must be one of stages, open, not 'nowhere'"),

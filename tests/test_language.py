@@ -1,5 +1,7 @@
 """A language model as a designer: chats, tokens, sampled and constrained replies, and what becomes of invalid ones."""
 
+import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -230,6 +232,17 @@ def test_no_prompts_no_replies(small):
 def test_wrong_numbers_are_refused(small, wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         sample_replies(*small, ["<|user|>"], **wrong)
+
+
+# The designer that comes along
+
+
+def test_the_trained_designer_reads_and_says_what_it_always_did(observations):
+    designer = LanguageDesigner.load()
+    prompts = prompts_of(designer.tokenizer, observations)
+    asked = hashlib.sha256(json.dumps([prompts, designer.tokenizer(prompts)["input_ids"]]).encode()).hexdigest()
+    said = hashlib.sha256("".join(reply.text for reply in designer.replies(observations)).encode()).hexdigest()
+    assert (asked[:16], said[:16]) == ("cc4a8b1b9bc895b4", "b57e57ea77b7d5ba")
 
 
 # Constrained replies

@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from daedalus.bidders import Population
-from daedalus.designers import informed_greedy
+from daedalus.designers import Designer, informed_greedy
 from daedalus.market import SIGNALS, simulate
 from daedalus.openenv import DaedalusAction, DaedalusEnvClient, ResetOptions
 from daedalus.results import CHECKOUT
@@ -694,6 +694,25 @@ def test_when_the_designer_is_missing_another_stands_in_and_says_so():
         assert answer["note"] == "the trained designer cannot be loaded: there is no folder small"
         status = server.http.get("/api/designer/status").json()
         assert (status["designer"], status["note"], status["answered"]) == ("informed-greedy", answer["note"], 1)
+
+
+class Terse(Designer):
+    """A language model that names one lever in each reply, and has said nonsense before."""
+
+    invalid, partial = 2, 5
+
+    def __call__(self, observation):
+        return Mechanism.from_text('{"auction_type": "vcg"}')
+
+
+def test_an_answer_says_which_fields_nobody_named():
+    with serving(load=Terse) as server:
+        assert server.http.get("/api/designer/status").json()["partial"] == 0   # nobody is loaded yet
+        answer = server.http.post("/api/design", json={}).json()
+        assert answer["mechanism"] == Mechanism(auction_type="vcg").model_dump()
+        assert answer["unnamed"] == list(Mechanism.model_fields)[1:]
+        status = server.http.get("/api/designer/status").json()
+        assert (status["invalid"], status["partial"]) == (2, 5)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError])
