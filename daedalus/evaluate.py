@@ -94,7 +94,7 @@ def _plays(designers, suite, episodes, seed, steps) -> Iterator["pd.DataFrame"]:
 
 # %% ../nbs/11_evaluate.ipynb #evaluate
 def evaluate(
-    designers: Mapping[str, Callable | Mechanism | Sequence[Mechanism]], # by name; a mechanism for all or each population
+    designers: Mapping[str, Callable | Mechanism | Sequence[Mechanism]], # by name; or mechanisms, one for all or each
     suite: str | Sequence[Population] = "stages", # a suite's name, or populations
     episodes: int = 30, # of each designer, at least 1: episode e faces population e modulo their number
     seed: int = 0,      # from 0

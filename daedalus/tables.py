@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from pandas.api.extensions import ExtensionArray, ExtensionDtype, ExtensionScalarOpsMixin, register_extension_dtype, take
+from pandas.api.extensions import (
+    ExtensionArray, ExtensionDtype, ExtensionScalarOpsMixin, register_extension_dtype, take)
 
 from .schema import Mechanism, MechanismError
 
