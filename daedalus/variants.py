@@ -9,6 +9,7 @@ __all__ = ['BASE', 'merged', 'vary', 'Variant', 'AblationPlan', 'ablation_plan',
 # %% ../nbs/10_variants.ipynb #imports
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from .jobs import code_hash
 from .language import LanguageDesigner
 from .results import data_dir, provenance, short_hash, write_text
 from .schema import Natural, Positive, Record
@@ -118,9 +120,33 @@ def run_variant(
 def read_records(
     file: str | Path,
 ) -> list[dict]:
-    """The records in a file; none where there is no file."""
+    """The records in a file; none where there is no file. Raises ValueError for a file that is damaged."""
     file = Path(file)
-    return json.loads(file.read_text(encoding="utf-8"))["records"] if file.exists() else []
+    try:
+        records = json.loads(file.read_text(encoding="utf-8"))["records"] if file.exists() else []
+        return [record for record in records if record["variant"] and record["key"]]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"the file of records {str(file)!r} is damaged: it holds no list of records") from None
+
+
+def _kept_records(
+    file: Path,
+    needed: dict[tuple[str, int], dict],  # by variant and seed: key and code of a record that may stay
+    work: Path,  # folder of the trainings
+) -> dict[tuple[str, int], dict]:  # by variant and seed
+    """The records in a file; where not all may stay, a line says so and the file as it is is kept in `work`."""
+    try:
+        kept, why = {(record["variant"], record["seed"]): record for record in read_records(file)}, ""
+    except ValueError as error:
+        kept, why = {}, str(error)
+    old = [at for at, record in kept.items() if not needed.get(at, {"key": None}).items() <= record.items()]
+    if old:
+        why = f"{len(old)} of {len(kept)} records in {file} are of other settings, other code or other versions of packages"
+    if why:
+        aside = work / f"records.{short_hash(file.read_bytes())[:8]}.json"
+        write_text(aside, file.read_text(encoding="utf-8", errors="replace"))
+        tqdm.write(f"{why}: they are made again; the file as it was is kept as {aside}", file=sys.stderr)
+    return kept
 
 
 def _write_records(
@@ -140,21 +166,22 @@ def run_ablations(
     work: str | Path,  # folder of the trainings
 ) -> list[dict]:  # variant after variant, each with all seeds
     """Train every variant with every seed, or go on doing so."""
-    file, work, profiles = Path(file), Path(work), plan.profiles()
-    kept = {(record["variant"], record["seed"]): record for record in read_records(file)}
-    records, runs = [], [(name, seed) for name in profiles for seed in plan.seeds]
-    for name, seed in tqdm(runs, "variants", disable=None):
-        key, old = record_key(profiles[name], seed, plan.episodes), kept.get((name, seed), {})
-        if old.get("key") != key:
+    file, work, profiles, records = Path(file), Path(work), plan.profiles(), []
+    runs = {(name, seed): {"key": record_key(profiles[name], seed, plan.episodes), "code": code_hash(run_variant)}
+            for name in profiles for seed in plan.seeds}
+    kept = _kept_records(file, runs, work)
+    for (name, seed), needed in tqdm(runs.items(), "variants", disable=None):
+        old = kept.get((name, seed), {})
+        if not needed.items() <= old.items():
             folders = [work / f"{which.replace(' ', '-')}-{seed}" for which in (name, BASE)]
             with one_thread():  # where the base was trained before, this only finds it
                 list(run_phases(plan.base, folders[1], seed))
-            old = {"variant": name, "seed": seed, "key": key,
+            old = {"variant": name, "seed": seed, **needed,
                    **run_variant(profiles[name], seed, folders[0], folders[1], plan.episodes)}
             if name != BASE:
                 shutil.rmtree(folders[0])
         records.append(old)
-        _write_records(file, plan, records + [kept[other] for other in runs[len(records):] if other in kept])
+        _write_records(file, plan, records + [kept[other] for other in list(runs)[len(records):] if other in kept])
     return records
 
 

@@ -1,6 +1,7 @@
 """Variants of a recipe: what each changes, how they are trained and resumed, and intervals over seeds and episodes."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -137,6 +138,42 @@ def test_a_changed_variant_alone_is_trained_again(trained, monkeypatch):
     variant = Variant(name="no KL term", factor="KL", changes={"phases": {"grpo": {"settings": {"beta": 0.1}}}})
     after = run_ablations(tiny(variants=(variant,)), folder / "copy.json", folder / "work")
     assert len(called) == 1 and after[0] == before[0] and after[1]["key"] != before[1]["key"]
+
+
+@pytest.mark.parametrize("content, why", [
+    (None, "1 of 2 records in .* are of other settings, other code or other versions of packages: they are made again"),
+    ("", "the file of records '.*' is damaged: it holds no list of records: they are made again"),
+    ('{"records": [{"variant": "base"}]}', "the file of records '.*' is damaged")])
+def test_records_of_other_code_or_damaged_ones_are_made_again_and_kept_aside(trained, monkeypatch, capsys, tmp_path, content, why):
+    folder, before = trained
+    file, work = tmp_path / "records.json", tmp_path / "work"
+    old = json.loads((folder / "records.json").read_text())
+    old["records"][0]["code"] = "0123456789abcdef"
+    file.write_text(json.dumps(old) if content is None else content)
+    was, called = file.read_bytes(), []
+
+    def untrained(profile, seed, work, *others):
+        called.append(profile)
+        work.mkdir(parents=True, exist_ok=True)
+        return {"held out": {}}
+
+    monkeypatch.setattr(variants, "run_variant", untrained)
+    monkeypatch.setattr(variants, "code_hash", lambda function: before[0]["code"])
+    monkeypatch.setattr(variants, "run_phases", lambda *others: [])
+    after = run_ablations(tiny(), file, work)
+    assert len(called) == (1 if content is None else 2) and after[0]["code"] == before[0]["code"]
+    aside, = work.glob("records.*.json")
+    assert aside.read_bytes() == was and re.search(why, capsys.readouterr().err)
+    assert run_ablations(tiny(), file, work) == after and not re.search(why, capsys.readouterr().err)
+
+
+def test_a_teacher_and_phases_of_other_code_are_not_borrowed(trained, tmp_path, monkeypatch):
+    from daedalus import train
+
+    folder, _ = trained
+    monkeypatch.setattr(train, "code_hash", lambda function: "0123456789abcdef")
+    assert borrow_phases(profile("smoke"), 3, tmp_path, folder / "work" / "base-3") == 0
+    assert not list(tmp_path.glob("teacher-*"))
 
 
 def test_a_variant_without_a_lender_is_the_same_to_the_bit(trained, tmp_path):

@@ -224,6 +224,42 @@ def test_a_name_depends_on_everything_that_a_result_depends_on(tmp_path, monkeyp
     code_hash.cache_clear()
 
 
+HELPER = "def twice(x): return {factor} * x\n"
+USER = "from {place} import twice\n\ndef job(x): return twice(x)\n"
+
+
+@pytest.mark.parametrize("user, helper, place", [
+    ("mine_a.py", "helper_a.py", "helper_a"), ("mine_b/jobs.py", "mine_b/tools/helper.py", ".tools.helper"),
+    ("mine_c/deep/jobs.py", "mine_c/helper.py", "..helper"), ("mine_d.py", "tools_d/__init__.py", "tools_d")])
+def test_results_of_a_job_do_not_outlive_the_modules_that_it_imports(tmp_path, user, helper, place):
+    for file, text in ((user, USER.format(place=place)), (helper, HELPER.format(factor=2))):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    name = user.removesuffix(".py").replace("/", ".")
+    script = (f"from {name} import job; from daedalus.jobs import Job, run_jobs; "
+              "done, = run_jobs([Job(job, (3,))], folder='kept'); print(done.result, done.kept)")
+
+    def run():
+        told = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True,
+                              env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(jobs.__file__).parents[1]}"})
+        return told.stdout.split() or told.stderr
+
+    assert run() == ["6", "False"] and run() == ["6", "True"]
+    (tmp_path / helper).write_text(HELPER.format(factor=5))
+    assert run() == ["15", "False"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"result": "1"}'])
+def test_a_kept_job_that_is_emptied_or_cut_short_is_run_again(tmp_path, content):
+    job, = some_jobs(1)
+    first, = run_jobs([job], folder=tmp_path)
+    file, = tmp_path.iterdir()
+    file.write_text(content)
+    with pytest.warns(UserWarning, match="is damaged: the job is computed again"):
+        again, = run_jobs([job], folder=tmp_path)
+    assert not again.kept and again.result == first.result
+
+
 @pytest.mark.parametrize("value", [{1, 2}, object(), b"bytes", 1j])
 def test_an_argument_that_cannot_be_written_exactly_is_refused(tmp_path, value):
     with pytest.raises(ValueError, match="a job's arguments must be numbers, texts, mechanisms, populations, or lists"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from daedalus import results
 from daedalus.bidders import Population
 from daedalus.env import SUITES
 from daedalus.grpo import GrpoSettings
+from daedalus.jobs import code_hash
 from daedalus.language import LanguageDesigner
-from daedalus.results import data_dir
+from daedalus.results import PACKAGE, data_dir
 from daedalus.schema import Mechanism
 from daedalus.train import (
     SHIPPED, AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train,
@@ -91,6 +94,135 @@ def test_a_changed_profile_keeps_the_phases_before_the_change(uninterrupted):
         settings=chosen.phases[2].settings.replace(steps=1))))
     told = [told for _, told in run_phases(changed, work, 3)]
     assert told[:2] == record["phases"][:2] and len(told[2]["history"]) == 1
+    back = list(run_phases(chosen, work, 3))
+    assert back[2][1]["history"] == record["phases"][2]["history"]
+    assert len(list(work.glob("02-grpo.*"))) == 2, "what was made with the other settings is set aside"
+
+
+# What is kept is whole, and made by the code that is here
+
+
+@pytest.fixture
+def edited(tmp_path, monkeypatch):
+    """A function after which the library's sources seem to be others; what is in memory stays."""
+    def edit(module, line="# a remark"):
+        sources = tmp_path / "sources"
+        if not sources.exists():
+            shutil.copytree(PACKAGE, sources, ignore=shutil.ignore_patterns("__pycache__", "data"))
+        with (sources / module).open("a") as file:
+            file.write(f"\n{line}\n")
+        monkeypatch.setattr(results, "PACKAGE", sources)
+        code_hash.cache_clear()
+
+    yield edit
+    monkeypatch.undo()
+    code_hash.cache_clear()
+
+
+@pytest.fixture
+def work(uninterrupted, tmp_path):
+    """A finished training of one's own."""
+    return Path(shutil.copytree(uninterrupted[0], tmp_path / "work"))
+
+
+def trained_again(work, record, capsys):
+    """What a training told on standard error when it was asked for again, and came to the same bits."""
+    before = weights(work / "designer")
+    again = train("smoke", 3, work, episodes=5)
+    assert weights(work / "designer") == before and again["reports"] == record["reports"]
+    return capsys.readouterr().err
+
+
+def begun(work):
+    """When each phase and the teacher were finished."""
+    return {path.relative_to(work): path.stat().st_mtime_ns
+            for path in (*work.glob("0?-*/phase.json"), *work.glob("teacher-*.npz"))}
+
+
+@pytest.mark.parametrize("module, teacher_too", [("market.py", True), ("sft.py", False)])
+def test_what_other_code_made_is_set_aside_and_made_again(uninterrupted, work, edited, capsys, module, teacher_too):
+    before = begun(work)
+    edited(module)
+    told = trained_again(work, uninterrupted[1], capsys)
+    for folder in phase_folders(profile("smoke"), work):
+        kept, = work.glob(f"{folder.name}.*")
+        assert f"{folder} was made by other code or other versions of packages: it is made again" in told
+        assert f"what was there is now {kept.name}" in told and (kept / "model.safetensors").exists()
+    after, (teacher,) = begun(work), (path.name for path in work.glob("teacher-*-3.npz"))
+    assert (after[Path(teacher)] != before[Path(teacher)]) == teacher_too == bool(list(work.glob("teacher-*.*.npz")))
+    assert "made again" not in trained_again(work, uninterrupted[1], capsys) and begun(work) == after
+
+
+def test_other_versions_of_packages_make_other_phases(uninterrupted, work, capsys, monkeypatch):
+    from daedalus import jobs
+
+    version = jobs._version
+    for package in ("torch", "transformers", "trl", "peft", "tokenizers"):
+        before = code_hash(train)
+        monkeypatch.setattr(jobs, "_version", lambda name, other=package: "0" if name == other else version(name))
+        code_hash.cache_clear()
+        assert code_hash(train) != before
+        monkeypatch.undo()
+        code_hash.cache_clear()
+
+
+@pytest.mark.parametrize("file, content", [
+    ("00-sft/phase.json", b""), ("01-rft/phase.json", b'{"rounds": 1'), ("00-sft/model.safetensors", b""),
+    ("01-rft/rows.json", b"[{"), ("00-sft/report-5.json", b""), ("02-grpo/validation-10.json", b'{"mean'),
+    ("teacher.npz", b""), ("teacher.json", b"")])
+def test_what_is_damaged_is_made_again(uninterrupted, work, capsys, file, content):
+    if file.startswith("teacher"):
+        path, = work.glob(f"teacher-*{Path(file).suffix}")
+        shutil.rmtree(work / "02-grpo")  # which asks the teacher
+    else:
+        path = work / file
+    path.write_bytes(content)
+    told = trained_again(work, uninterrupted[1], capsys)
+    assert path.read_bytes() != content
+    if "report" not in file and "validation" not in file:
+        assert "is damaged: it is made again" in told
+
+
+def test_another_base_model_begins_anew(uninterrupted, tmp_path, capsys):
+    base = tmp_path / "base"
+    shutil.copytree(uninterrupted[0] / "00-sft", base)
+    chosen = profile("smoke")
+    chosen = chosen.replace(policy=chosen.policy.replace(base_model=str(base)), phases=chosen.phases[:1])
+    (_, first), = run_phases(chosen, tmp_path / "work", 3)
+    assert list(run_phases(chosen, tmp_path / "work", 3))[0][1] == first
+    shutil.copy(uninterrupted[0] / "02-grpo" / "model.safetensors", base)
+    (_, other), = run_phases(chosen, tmp_path / "work", 3)
+    assert "was made from another model: it is made again" in capsys.readouterr().err
+    assert other["history"] != first["history"]
+
+
+def test_what_a_killed_training_left_half_done_is_removed(uninterrupted, work):
+    for name in (".phase-a1b2", ".borrowed-c3"):
+        (work / name).mkdir()
+        (work / name / "model.safetensors").write_bytes(b"half")
+    train("smoke", 3, work, episodes=5)
+    assert not list(work.glob(".phase-*")) and not list(work.glob(".borrowed-*"))
+
+
+def test_two_trainings_do_not_share_a_folder(uninterrupted, work):
+    first = run_phases(profile("smoke"), work, 3)
+    next(first)
+    with pytest.raises(ValueError, match="work '.*' is in use by another training: wait for it, or name another folder"):
+        next(run_phases(profile("smoke"), work, 3))
+    first.close()
+    assert len(list(run_phases(profile("smoke"), work, 3))) == 3
+
+
+def test_sigterm_ends_a_training_as_ctrl_c_does(tmp_path):
+    command = [sys.executable, "-m", "daedalus.cli", "train", "--profile", "smoke", "--work", str(tmp_path), "--episodes", "5"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 300
+    while not list(tmp_path.glob(".phase-*")) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted; run the same command again to resume" in told
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_what_a_training_leaves_behind(uninterrupted):
