@@ -1,22 +1,34 @@
 "The arena: its numbers are the engine's, its picture says what it says, and its page works in a browser."
+import base64
+import contextlib
+import io
+import json
 import math
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import uuid
 from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import parse_qsl
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import daedalus as dd
 from daedalus import arena as arena_module
-from daedalus.arena import SCORE_NAMES, SIDES, arena_page, mount_arena, open_arena, populations
+from daedalus.arena import (
+    NOBODY, SCORE_NAMES, SIDES, VISITORS, Choice, arena_of, arena_page, episode_table, link_of, mount_arena, open_arena,
+    own_head, populations)
 from daedalus.market import SCORES, advance, new_market
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY
 
 CROWD = dd.Population.stage(4)
+NAMES = ["random", "greedy"]
+START = Choice("stage 3: 8 bidders, 1 unit", 0, "greedy", "random")
 CONTEST = {"random": dd.DESIGNERS["random"], "greedy": dd.DESIGNERS["greedy"]}
 
 
@@ -210,6 +222,97 @@ def test_everything_but_the_page_works_without_gradio():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_types_differ_in_shape_and_letter_and_not_only_in_colour():
+    page = Reader(played(10, length=10)._repr_html_())
+    style = next(text for at, text in page.text.items() if page.found[at][0] == "style")
+    outlines = [style.split(f".dd-k{kind} {{ ")[1].split("--dd-shape: ")[1].split(";")[0] for kind in range(5)]
+    assert len(set(outlines)) == 5
+    assert len({kind[0] for kind in dd.bidders.KINDS}) == 5
+    for at, (tag, attributes) in enumerate(page.found):
+        if tag == "b" and "dd-k" in attributes.get("class", ""):
+            raise AssertionError(f"{page.text[at]} is coloured text")
+    marks = [attributes for tag, attributes in page.found if tag == "i" and "style" in attributes
+             and "dd-mark" in attributes.get("class", "")]
+    assert len(marks) > 100 and all("dd-k" in attributes["class"] for attributes in marks)
+    assert ">8<small>E</small>" in played(10, length=10)._repr_html_()
+
+
+def test_headings_logs_and_meanings_are_there_for_everybody():
+    page = Reader(played(1)._repr_html_())
+    headings = [tag for tag, _ in page.found if tag in ("h1", "h2", "h3", "h4")]
+    assert headings == ["h2"] * 5
+    logs = [attributes for _, attributes in page.found if attributes.get("class") == "dd-log"]
+    assert [log["aria-label"] for log in logs] == ["What random on the left changed", "What greedy on the right changed"]
+    assert all(log["tabindex"] == "0" and log["role"] == "region" for log in logs)
+    assert not [attributes for _, attributes in page.found if "title" in attributes]
+    shown = "".join(page.text[at] for at, (tag, _) in enumerate(page.found) if tag in ("th", "figcaption"))
+    for name in FIELDS:
+        assert dd.schema.MechanismFields.model_fields[name].description in shown
+    assert all(meaning in shown for _, _, meaning in SCORE_NAMES.values())
+
+
+# A place to come back to
+
+@pytest.mark.parametrize("steps, designers, revealed", [
+    (0, ["random"], False), (3, ["random", "greedy"], True), (10, ["greedy", "random"], False)])
+def test_a_link_leads_back_to_the_same_bits_without_asking_a_designer(steps, designers, revealed):
+    arena = played(steps, {name: CONTEST[name] for name in designers}, revealed=revealed)
+    again = arena_of(link_of(arena), START, NAMES)
+    assert again._repr_html_() == arena._repr_html_()
+    assert link_of(again) == link_of(arena) and len(link_of(arena)) < 1500
+
+
+def test_a_link_keeps_sides_of_different_lengths_and_any_amount():
+    contest = {"bad": failing(TimeoutError("busy")),
+               "odd": dd.FixedDesigner(DEFAULT_MECHANISM.replace(reserve_price=0.1 + 0.2, shill_penalty=1e-7))}
+    arena = played(2, contest)
+    again = arena_of(link_of(arena), START, list(contest))
+    assert [len(side.turns) for side in again.sides] == [1, 3]
+    assert again.sides[1].turns[2][:2] == arena.sides[1].turns[2][:2]
+
+
+def test_a_link_by_hand_says_only_what_it_wants():
+    arena = arena_of("seed=7&utm_source=mail", START, NAMES)
+    assert (arena.seed, arena.population) == (7, dd.Population.stage(3))
+    assert [side.designer for side in arena.sides] == ["greedy", "random"]
+
+
+@pytest.mark.parametrize("link, words", [
+    ("seed=1.5", "seed must be a whole number from 0 to 4294967295, not 1.5"),
+    ("seed=-1", "seed must be a whole number from 0 to 4294967295, not -1"),
+    ("seed=4294967296", "seed must be a whole number from 0 to 4294967295, not 4294967296"),
+    ("seed=nan", "seed must be a whole number from 0 to 4294967295, not nan"),
+    ("seed=1e999", "seed must be a whole number from 0 to 4294967295, not 1e999"),
+    ("seed=two", "seed must be a whole number from 0 to 4294967295, not two"),
+    ("population=nobody", "population must be one of stage 0: "),
+    ("left=nobody", "left must be one of random, greedy, not 'nobody'"),
+    ("right=me", "right must be one of random, greedy, nobody, not 'me'"),
+    ("left_rules=1_2", "left_rules, step 1: a mechanism is an array of shape"),
+    ("left_rules=x", "left_rules, step 1: could not convert"),
+    ("right_rules=" + "1_7_0_0_1_1_0_1.2_0.6_1.9_2", "right_rules, step 1: reserve_price must be a number from 0 to 0.9"),
+    ("right_rules=" + "~".join(["1_0.1_0_0_1_1_0_1.2_0.6_1.9_2"] * 11), "right_rules must have at most 10 steps, not 11"),
+])
+def test_a_link_to_nowhere_is_a_sentence(link, words):
+    with pytest.raises(ValueError) as refused:
+        arena_of(link, START, NAMES)
+    assert str(refused.value).startswith(words) and "\n" not in str(refused.value)
+
+
+def test_a_population_without_a_name_has_no_link():
+    with pytest.raises(ValueError, match="population must be one of populations"):
+        link_of(played(0, population=dd.Population(truthful=1)))
+
+
+def test_the_table_is_the_episode():
+    arena = played(2)
+    table = pd.read_csv(io.StringIO(episode_table(arena).to_csv(index=False)))
+    assert table[["side", "step"]].values.tolist() == [[side, step] for side in SIDES for step in range(3)]
+    for row in table.to_dict("records"):
+        turn = arena.sides[SIDES.index(row["side"])].turns[row["step"]]
+        assert all(row[score] == getattr(turn.outcome, score) for score in SCORES)
+        assert all(row[name] == getattr(turn.mechanism, name) for name in FIELDS)
+
+
 # The page
 
 CHROMIUM = shutil.which("chromium")
@@ -223,19 +326,28 @@ def test_a_page_needs_a_designer():
         arena_page({})
 
 
-@pytest.fixture(scope="module")
-def address():
-    "The page alone, served on a port of its own, in a hurry."
-    for package in ("gradio", "fastapi", "uvicorn", "torch"):
-        pytest.importorskip(package, reason=f"{package} is not installed")
-    import fastapi
+def gradios_page():
+    "The page's frame as Gradio sends it."
+    import gradio
+
+    return (Path(gradio.__file__).parent / "templates" / "frontend" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_page_names_the_project_to_those_who_share_it():
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    page = own_head(gradios_page().replace("{{ config.get('root', '') | toorjson }}", '"http://inside:7860"'), "An <arena>")
+    head = page[:page.index("<body")]
+    assert head.count('property="og:title"') == 1 and 'content="An &lt;arena&gt;"' in head
+    assert head.count('property="og:description"') == head.count('name="description"') == head.count("<title>") == 1
+    assert "twitter" not in head and "Click to try" not in head and 'lang="en"' in head
+    assert "manifest" not in head and "inside" not in head
+
+
+@contextlib.contextmanager
+def serving(app):
+    "An application on a port of its own."
     import uvicorn
 
-    designers = {"trained": dd.LanguageDesigner.load(), "failing": failing(TimeoutError("it is busy")),
-                 "greedy": CONTEST["greedy"], "random": CONTEST["random"]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arena_module, "BEAT", 0.2)
-        app = mount_arena(fastapi.FastAPI(), designers)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
@@ -246,7 +358,58 @@ def address():
         thread.join(20)
 
 
-@pytest.fixture
+def behind(prefix, app):
+    "A proxy that answers below a prefix and takes it away before it passes a request on."
+    async def proxy(scope, receive, send):
+        if scope["type"] != "lifespan" and not scope["path"].startswith(prefix + "/"):
+            scope = scope | {"path": "/nothing/here"}
+        elif scope["type"] != "lifespan":
+            scope = scope | {"path": scope["path"].removeprefix(prefix),
+                             "raw_path": scope["raw_path"].removeprefix(prefix.encode())}
+        await app(scope, receive, send)
+
+    return proxy
+
+
+@pytest.fixture(scope="module")
+def app():
+    "The page alone, in a hurry."
+    for package in ("gradio", "fastapi", "uvicorn", "torch"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    import fastapi
+
+    designers = {"trained": dd.LanguageDesigner.load(), "failing": failing(TimeoutError("it is busy")),
+                 "greedy": CONTEST["greedy"], "slow": slow, "random": CONTEST["random"]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arena_module, "BEAT", 0.2)
+        patch.setattr(arena_module, "VISITORS", FEW)
+        return mount_arena(fastapi.FastAPI(), designers, links={"the figures": "plots/"})
+
+
+FEW = 8   # visitors that are remembered here
+RELEASE = threading.Event()
+
+
+def slow(observation):
+    "A designer that thinks until it is told to answer."
+    assert RELEASE.wait(30)
+    return INFORMED_GREEDY
+
+
+@pytest.fixture(scope="module")
+def address(app):
+    "The page, served at /, below a prefix that the server does not know, and below one that it was told."
+    async def anywhere(scope, receive, send):
+        path = scope.get("path", "")
+        if path.startswith("/told/"):
+            scope = scope | {"root_path": "/told"}
+        await (behind("/tool", app) if path.startswith("/tool/") else app)(scope, receive, send)
+
+    with serving(anywhere) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def browser():
     "Chromium without a window."
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -258,16 +421,18 @@ def browser():
         browser.close()
 
 
-def visit(browser, address, **options):
+def visit(browser, address, step=0, seed=0, **options):
     "A page of a visitor of its own, with what it complained about and what it asked other hosts for."
     page, faults = browser.new_context(**options).new_page(), []
     page.set_default_timeout(30_000)
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:"))
+    page.on("request", lambda request: None if request.url.startswith((address.partition("?")[0], "data:", "blob:"))
             else faults.append(request.url))
     page.goto(address)
-    reached(page, 0)
+    reached(page, step, seed)
+    left = dict(parse_qsl(address.partition("?")[2])).get("left", "trained")
+    page.wait_for_function(f"document.querySelector('#arena .dd-name').innerText === {left!r}")
     return page, faults
 
 
@@ -275,10 +440,16 @@ def reached(page, step, seed=0):
     page.wait_for_selector(f'#arena .daedalus[data-step="{step}"][data-seed="{seed}"]')
 
 
+def told(page):
+    "The sentence that is read out."
+    return page.inner_text("#told [role=status][aria-live=polite]")
+
+
 def choose(page, control, name):
     page.click(f"#{control} input")
-    page.get_by_role("option", name=name).click()
-    page.wait_for_selector("[role=option]", state="detached")
+    page.fill(f"#{control} input", name)
+    page.get_by_role("option", name=name).first.wait_for()
+    page.press(f"#{control} input", "Enter")
 
 
 STROKES = """paths => paths.map(path => ({side: path.dataset.side, score: path.dataset.score,
@@ -315,8 +486,8 @@ def test_ten_steps_of_the_trained_designer_in_a_browser(address, browser):
     population = dd.Population.stage(3)
     check_numbers(page, {"left": dd.play(dd.LanguageDesigner.load(), population, 0),
                          "right": dd.play(CONTEST["random"], population, 0)})
-    page.wait_for_selector("#step:disabled")
-    assert page.locator("#pause").is_disabled() and page.locator("#reset").is_enabled()
+    page.wait_for_function("document.querySelector('#auto').innerText === 'Auto'")
+    assert page.inner_text("#told p").startswith("Step 10 of 10: R ") and "Reset starts it again" in told(page)
 
     reached(other, 0)
     for step in (1, 2):
@@ -338,14 +509,175 @@ def test_levers_reveal_failure_and_reset_in_a_browser(address, browser):
     page.wait_for_selector("#arena [role=alert]")
     assert page.inner_text("#arena [role=alert]").startswith("failing gave no mechanism: it is busy.")
     assert page.get_attribute('[data-lever="reserve_price"][data-side="left"]', "data-value") == "0.5"
-    page.wait_for_selector("#pause:disabled")
+    page.wait_for_function("document.querySelector('#auto').innerText === 'Auto'")
     assert page.locator("#arena .dd-who").count() == 0
     page.check("#reveal input")
     page.wait_for_selector("#arena .dd-who")
     page.fill("#seed input", "7")
+    page.press("#seed input", "Tab")
     reached(page, 0, seed=7)
     page.click("#step")
     reached(page, 1, seed=7)
     rules = DEFAULT_MECHANISM.replace(reserve_price=0.5)
     check_numbers(page, {"left": dd.play(dd.FixedDesigner(rules), dd.Population.stage(3), 7).head(1)})
     assert faults == []
+
+
+def test_only_another_choice_begins_another_episode(address, browser):
+    page, faults = visit(browser, address + "?left=greedy")
+    page.click("#step")
+    reached(page, 1)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "queue/join" in request.url else None)
+    for control in ("population", "left", "right"):
+        page.click(f"#{control} input")
+        page.wait_for_selector("[role=option]")
+        page.click("h1")
+    choose(page, "left", "greedy")   # as it was
+    page.focus("#population input")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+    page.click("#seed input")
+    page.press("#seed input", "Enter")
+    page.wait_for_timeout(300)
+    assert asked == [] and page.get_attribute("#arena .daedalus", "data-step") == "1"
+    page.click("#step")
+    reached(page, 2)
+    page.fill("#seed input", "1.5")
+    page.press("#seed input", "Tab")
+    refusal = "seed must be a whole number from 0 to 4294967295, not 1.5."
+    page.wait_for_function(f"document.querySelector('#told p').innerText === {refusal!r}")
+    assert page.get_attribute("#arena .daedalus", "data-step") == "2"
+    choose(page, "right", NOBODY)   # refused as long as the seed is wrong
+    page.fill("#seed input", "")
+    page.press("#seed input", "Enter")
+    page.wait_for_selector('#arena .daedalus[data-step="0"]')
+    assert page.locator("#arena .dd-name.dd-right").count() == 0
+    assert faults == []
+
+
+def test_a_step_shows_at_once_that_it_is_under_way_and_the_keyboard_keeps_its_place(address, browser):
+    page, faults = visit(browser, address + "?left=greedy&right=slow", viewport={"width": 390, "height": 800})
+    RELEASE.clear()
+    page.focus("#step")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#told p').innerText.startsWith('The designers write')", timeout=1000)
+    RELEASE.set()
+    reached(page, 1)
+    assert told(page).startswith("Step 1 of 10: R ")
+    page.focus("#auto")
+    for label in ("Pause", "Auto"):
+        page.keyboard.press("Enter")
+        page.wait_for_function(f"document.querySelector('#auto').innerText === '{label}'")
+        assert page.evaluate("document.activeElement.id") == "auto"
+    page.keyboard.press("Enter")
+    reached(page, 10)
+    assert page.evaluate("document.activeElement.id") == "auto"
+    walk = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        walk.append(page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.innerText"))
+    wanted = ["Reset", "What greedy on the left changed", "What slow on the right changed", "Link to this step", "JSON",
+              "CSV", "the figures"]
+    assert [name for name in walk if name in wanted] == wanted
+    top = page.eval_on_selector(".dd-log", "log => { log.focus(); return [log.scrollTop, log.scrollHeight > log.clientHeight] }")
+    page.keyboard.press("PageDown")
+    page.wait_for_function("document.querySelector('.dd-log').scrollTop > 0")
+    assert top == [0, True] and faults == []
+
+
+@pytest.mark.parametrize("prefix", ["", "tool/", "told/"])
+def test_a_link_and_the_files_of_an_episode_in_a_browser_also_below_a_prefix(address, browser, prefix):
+    page, faults = visit(browser, address + prefix + "?left=greedy&seed=7", seed=7)
+    page.click("#step")
+    reached(page, 1, seed=7)
+    page.check("#reveal input")
+    page.wait_for_selector("#arena .dd-who")
+    links = page.eval_on_selector_all("a[href]", "links => Object.fromEntries(links.map(a => [a.innerText, a.href]))")
+    assert all(to.startswith((address + prefix, "data:")) for to in links.values())
+    assert links["the figures"] == address + prefix + "plots/"
+    steps = json.loads(base64.b64decode(links["JSON"].partition(",")[2]))
+    expected = dd.play(CONTEST["greedy"], dd.Population.stage(3), 7)["reward"][0]
+    assert [row["reward"] for row in steps if (row["side"], row["step"]) == ("left", 1)] == [expected]
+    assert len(pd.read_csv(io.BytesIO(base64.b64decode(links["CSV"].partition(",")[2])))) == len(steps) == 4
+    before = page.inner_html("#arena")
+    other, other_faults = visit(browser, links["Link to this step"], step=1, seed=7)
+    assert other.inner_html("#arena").split("daedalus", 1)[1] == before.split("daedalus", 1)[1]
+    assert other.input_value("#seed input") == "7" and other.is_checked("#reveal input")
+    assert other.input_value("#left input") == "greedy"
+    other.click("#step")
+    reached(other, 2, seed=7)
+    assert faults == other_faults == []
+
+
+def test_a_link_to_nowhere_opens_the_page_with_a_sentence(address, browser):
+    page, faults = visit(browser, address + "?seed=1.5")
+    page.wait_for_function("document.querySelector('#told p').innerText.includes('not 1.5')")
+    assert told(page) == "seed must be a whole number from 0 to 4294967295, not 1.5." and faults == []
+
+
+CONTRASTS = """() => {
+  const pen = Object.assign(document.createElement("canvas"), {width: 1, height: 1}).getContext("2d");
+  const rgba = colour => {
+    pen.clearRect(0, 0, 1, 1); pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255];
+  };
+  const over = ([r, g, b, a], under) => [r, g, b].map((c, i) => a * c + (1 - a) * under[i]);
+  const path = element => element ? [...path(element.parentElement), element] : [];
+  const light = colour => colour.map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+  const texts = [...document.querySelectorAll("input:not([type=checkbox]):not([type=range])")].map(e => [e, e.value]);
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) texts.push([walker.currentNode.parentElement, walker.currentNode.data]);
+  return texts.filter(([element, text]) => text.trim() && element.getBoundingClientRect().width > 2
+      && element.checkVisibility({opacityProperty: true, visibilityProperty: true})).map(([element, text]) => {
+    let paper = [255, 255, 255], opacity = 1;
+    for (const parent of path(element)) {
+      const style = getComputedStyle(parent);
+      paper = over(rgba(style.backgroundColor), paper); opacity *= style.opacity;
+    }
+    const [r, g, b, a] = rgba(getComputedStyle(element).color);
+    const [more, less] = [light(over([r, g, b, a * opacity], paper)), light(paper)].sort((x, y) => y - x);
+    return [(more + .05) / (less + .05), text.trim().slice(0, 40)];
+  });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_contrast_in_the_light_and_in_the_dark(address, browser, scheme):
+    rules = "1_0.18_0_0_1_1_0_1.2_0.6_1.9_2"
+    page, faults = visit(browser, f"{address}?left=manual&reveal=1&left_rules={rules}", step=1, color_scheme=scheme)
+    page.wait_for_selector("#levers")
+    page.wait_for_timeout(300)   # colours fade in
+    found = page.evaluate(CONTRASTS)
+    assert len(found) > 300 and {"truthful", "exploiter", "was 0.10", "Step", "who wins and what winners pay"} <= {
+        text for _, text in found}
+    assert [text for ratio, text in found if ratio < 4.5] == []
+    headings = page.eval_on_selector_all("h1, h2, h3, h4, h5, h6", "all => all.map(h => +h.tagName[1])")
+    assert headings[0] == 1 and all(after <= before + 1 for before, after in zip(headings, headings[1:]))
+    assert page.evaluate("[document.documentElement.lang, document.title]") == ["en", "DAEDALUS arena"]
+    assert faults == []
+
+
+def test_abandoned_visitors_cost_a_bounded_amount_of_memory(app, address):
+    import gradio
+    import requests
+
+    config = requests.get(address + "config", timeout=10).json()
+    parts = {part["id"]: part["props"] for part in config["components"]}
+    [step] = [event for event in config["dependencies"] if event["inputs"] and any(
+        what == "click" and parts[target].get("elem_id") == "step" for target, what in event["targets"])]
+    asked = {"fn_index": step["id"], "data": [parts[part].get("value") for part in step["inputs"]]}
+    asked["data"] = ["greedy" if value == "trained" else value for value in asked["data"]]
+    for visitor in range(3 * FEW):
+        session = {"session_hash": uuid.uuid4().hex}
+        requests.post(address + "gradio_api/queue/join", json=asked | session, timeout=10).raise_for_status()
+        if visitor % 2:   # the others do not even wait for the answer
+            answer = requests.get(address + "gradio_api/queue/data", params=session, timeout=10).text
+            assert '"success":true' in answer and "Step 1 of 10" in answer
+    [inside] = [route.app for route in app.routes if isinstance(getattr(route, "app", None), gradio.routes.App)]
+    kept = inside.state_holder.session_data
+    size = max(len(json.dumps(session.config_values, default=str)) for session in kept.values())
+    assert len(kept) <= FEW and len(inside.get_blocks()._queue.pending_messages_per_session) <= FEW
+    assert not any(session.state_data for session in kept.values())
+    assert size * VISITORS < 40e6   # of the 4 GB that are declared
