@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'SCORE_NAMES', 'TOP_PRICE', 'OUTLINES', 'STYLE', 'MANUAL', 'NOBODY', 'LARGEST_SEED', 'BEAT', 'ADVERSARIES',
-           'EXPLANATION', 'AUTO', 'PAUSE', 'WORKING', 'WISH', 'WORK', 'QUERY', 'LIVE', 'DESCRIPTION', 'VISITORS',
-           'PAGE_STYLE', 'Turn', 'Side', 'Arena', 'open_arena', 'render', 'populations', 'Choice', 'link_of',
-           'arena_of', 'episode_table', 'project_links', 'arena_page', 'own_head', 'OwnHead', 'mount_arena']
+           'EXPLANATION', 'AUTO', 'PAUSE', 'WORKING', 'WISH', 'WORK', 'QUERY', 'LIVE', 'DESCRIPTION', 'PAGE_STYLE',
+           'VISITORS', 'Turn', 'Side', 'Arena', 'open_arena', 'render', 'populations', 'Choice', 'link_of', 'arena_of',
+           'episode_table', 'project_links', 'arena_page', 'own_head', 'OwnHead', 'mount_arena']
 
 # %% ../nbs/12_arena.ipynb #imports
 import base64
@@ -939,6 +939,10 @@ class _Player(_Buttons):
         arena = self.played(place, reveal, rest[:size], rest[size:])
         return (self.stopped("") if arena.done or arena.trouble else {}) | self.drawn(arena)
 
+# %% ../nbs/12_arena.ipynb #visiting
+class _Page(_Player):
+    """And what only looks at the episode."""
+
     def auto(self, place: str, label: str) -> dict:
         """Start or stop the clock."""
         arena = arena_of(place, self.start, self.names)
@@ -965,6 +969,20 @@ class _Player(_Buttons):
         controls = dict(zip(self.ui.choice.values(), choice)) | {self.ui.reveal: arena.revealed}
         return self.drawn(arena) | self.unfolded(choice) | controls | {self.ui.wish: _wish(choice)}
 
+# %% ../nbs/12_arena.ipynb #answering
+def _answering(
+    act: Callable[..., dict],  # one of the page's
+    does: _Buttons,
+) -> Callable[..., dict]:
+    """The same, with a refusal as a sentence."""
+    def answer(*inputs) -> dict:
+        try:
+            return act(*inputs)
+        except ValueError as error:
+            return does.stopped(f"{error}.")
+
+    return answer
+
 # %% ../nbs/12_arena.ipynb #wiring
 WORKING = "The designers write their rules …"
 WISH = "(...choice) => JSON.stringify(choice)"  # JavaScript, as are the next two; `_wish` writes the same
@@ -979,7 +997,7 @@ def _wire(
     designers: Mapping[str, Designer],
 ) -> None:
     """Connect the controls to what they do."""
-    does, choice = _Player(gr, ui, designers), list(ui.choice.values())
+    does, choice = _Page(gr, ui, designers), list(ui.choice.values())
     quiet = dict(show_progress="hidden", api_visibility="private")
     everything = [ui.place, ui.wish, ui.episode, ui.view, ui.away, ui.told, ui.auto, ui.timer, ui.panel, ui.reveal,
                   *choice]
@@ -1000,20 +1018,6 @@ def _wire(
     on(ui.wish.change, does.opened, [ui.place, *choice])
     ui.episode.change(None, cancels=steps, **quiet)
     on(page.load, does.arrive, [ui.place], js=QUERY)
-
-# %% ../nbs/12_arena.ipynb #answering
-def _answering(
-    act: Callable[..., dict],  # one of the page's
-    does: _Buttons,
-) -> Callable[..., dict]:
-    """The same, with a refusal as a sentence."""
-    def answer(*inputs) -> dict:
-        try:
-            return act(*inputs)
-        except ValueError as error:
-            return does.stopped(f"{error}.")
-
-    return answer
 
 # %% ../nbs/12_arena.ipynb #links
 def project_links() -> dict[str, str]:
@@ -1118,8 +1122,7 @@ class OwnHead:
 
         await self.app(scope, receive, sending)
 
-# %% ../nbs/12_arena.ipynb #mount
-VISITORS = 100  # of whom Gradio keeps what it sent
+# %% ../nbs/12_arena.ipynb #page-style
 PAGE_STYLE = """
 body{background:var(--body-background-fill)}
 .gradio-container{max-width:1240px!important;margin:0 auto!important}
@@ -1135,6 +1138,9 @@ body{background:var(--body-background-fill)}
 #levers .form>*{min-width:0!important}
 #take{align-self:center}
 """
+
+# %% ../nbs/12_arena.ipynb #mount
+VISITORS = 100  # of whom Gradio keeps what it sent
 
 
 def mount_arena(

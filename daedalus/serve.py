@@ -557,9 +557,9 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _refuse_fields)  # type: ignore[arg-type]
     app.add_middleware(CORSMiddleware, allow_origins=list(limits.origins), allow_methods=["GET", "POST"])
     if page:
-        from daedalus.arena import mount_arena
+        from daedalus.arena import mount_arena, project_links
 
-        mount_arena(app, arena_designers(here.desk))
+        mount_arena(app, arena_designers(here.desk), links=project_links() | {"the figures": "plots/"})
     app.add_exception_handler(Exception, _stumble)
     inner = app.build_middleware_stack
     # Outermost, for refusals by the framework too.
