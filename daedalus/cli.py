@@ -74,7 +74,8 @@ def signals_as_interrupts() -> Iterator[None]:
 # %% ../nbs/14_cli.ipynb #sentence
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # a disk that is full or not ours
 
-EXTRAS = {"inference": "designer", "train": "train", "ablate": "train", "search": "search", "serve": "serve"}  # by command
+EXTRAS = {"inference": "designer", "train": "train", "ablate": "train", "search": "search",
+          "serve": "serve"}  # by command
 
 
 def _raised_by_us(
@@ -136,7 +137,8 @@ def inference(
     seed: Annotated[int, typer.Option(help="Seed of the markets, 0 or more: same seed, same numbers.")] = 0,
     suite: Annotated[str, typer.Option(help="Populations to face: stages or open.")] = "stages",
     free: Annotated[bool, typer.Option("--free", help="Let the model write freely, also invalid replies.")] = False,
-    complete: Annotated[bool, typer.Option("--complete", help="Take replies as valid only if they name all levers.")] = False,
+    complete: Annotated[bool,
+                        typer.Option("--complete", help="Take replies as valid only if they name all levers.")] = False,
 ) -> None:
     """Ask a trained designer for a mechanism, or play whole episodes.
 
