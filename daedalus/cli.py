@@ -103,7 +103,8 @@ def says_what_is_wrong(
             code = 2
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
-            typer.echo(f"daedalus: this needs {package}: {install_hint(package, EXTRAS.get(command.__name__))} brings it", err=True)
+            hint = install_hint(package, EXTRAS.get(command.__name__))
+            typer.echo(f"daedalus: this needs {package}: {hint} brings it", err=True)
             code = 1
         except OSError as error:
             if error.errno not in UNWRITABLE:

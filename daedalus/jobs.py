@@ -117,7 +117,7 @@ def _version(
 def _imports(
     file: Path,  # a module
     root: Path,  # what the names of modules begin at
-) -> Iterator[Path]:
+) -> Generator[Path]:
     "The files below a folder that a module imports."
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if not isinstance(node, (ast.Import, ast.ImportFrom)): continue
