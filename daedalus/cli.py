@@ -482,20 +482,25 @@ def serve(
     sessions: Annotated[int, typer.Option(help="Episodes at a time, over sockets and over requests, 1 or more.")] = 64,
     idle: Annotated[float, typer.Option(help="Seconds of silence after which a session is forgotten.")] = 600.0,
     origin: Annotated[list[str] | None, typer.Option(help="Other address whose pages may call; may repeat.")] = None,
+    host_name: Annotated[list[str] | None, typer.Option(help="Name a proxy on this machine asks for; may repeat.")] = None,
+    root_path: Annotated[str, typer.Option(help="Path at which a proxy has it, such as /daedalus.")] = "",
 ) -> None:
     """Serve the market, the designer and the arena.
 
     OpenEnv's protocol at /ws, the published HTTP contract, batches at /api/simulate, and the arena at /.
     """
     _check_port(host, port)
+    if root_path and not re.fullmatch(r"(/[\w.~-]+)+", root_path):
+        raise ValueError(f"--root-path must be a path such as /daedalus, not {root_path!r}")
     _quieten()
     from daedalus.language import LanguageDesigner
     from daedalus.serve import serve as run
     from daedalus.sessions import Limits
 
-    limits = Limits(sessions=sessions, idle=idle, origins=tuple(origin or ()))
+    limits = Limits(sessions=sessions, idle=idle, origins=tuple(origin or ()), hosts=tuple(host_name or ()))
+    chosen = LanguageDesigner.load(repo_id) if repo_id else None   # one that is not there is told now
     typer.echo(f"arena: http://{host}:{port}/   figures: /plots/   description: /docs   (Ctrl-C ends it)")
-    run(host, port, limits, lambda: LanguageDesigner.load(repo_id))
+    run(host, port, limits, lambda: chosen or LanguageDesigner.load(), root_path)
 
 # %% ../nbs/14_cli.ipynb #main
 def main() -> None:

@@ -59,12 +59,20 @@ def amount(
     return Checks(Strict(), Ge(0), Le(high), AfterValidator(abs), BeforeValidator(_plain))
 
 
+def _counted(
+    value: object,  # whatever was given for a whole number
+) -> object:
+    "A whole number that was written with a point, as JSON allows, as an integer; anything else unchanged."
+    value = _plain(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def whole(
     low: int,  # smallest value allowed
     high: int | None = None,  # largest value allowed; None: any
 ) -> Checks:
     "Marks an `int` as a whole number from `low` to `high`."
-    return Checks(Strict(), Ge(low), *([] if high is None else [Le(high)]), BeforeValidator(_plain))
+    return Checks(Strict(), Ge(low), *([] if high is None else [Le(high)]), BeforeValidator(_counted))
 
 
 Share = Annotated[float, amount(1)]

@@ -1,0 +1,522 @@
+"""Who may call the service, how much anybody may take of it, and what it says of itself: real sockets on this machine."""
+
+import contextlib
+import gzip
+import http.client
+import json
+import logging
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+from test_serve import play, process, refusal, say, sentences, serving
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from daedalus.connections import most_connections
+from daedalus.designers import FixedDesigner, informed_greedy
+from daedalus.openenv import DaedalusAction
+from daedalus.results import CHECKOUT
+from daedalus.schema import INFORMED_GREEDY
+from daedalus.serve import create_app
+from daedalus.sessions import Limits, Place, Queue, Sessions, first_to_go
+
+
+# Places
+
+def test_sixty_four_resets_shut_nobody_out():
+    with serving() as server:
+        for _ in range(64):
+            assert server.http.post("/reset").status_code == 200
+        for _ in range(3):
+            late = server.http.post("/reset")
+            assert late.status_code == 200 and play(server, late.json()["session_id"]).status_code == 200
+        assert server.health()["http_sessions"] == 64
+
+
+def test_an_episode_that_is_over_gives_way_before_one_that_is_played():
+    sessions = Sessions(Limits(sessions=3), clock=iter(range(10**6)).__next__)
+    for name in ("over", "idle", "new"):
+        sessions.reset(name, name, episode_length=1 if name == "over" else 5)
+    for name in ("idle", "over"):
+        sessions.step(name, DaedalusAction())
+    sessions.reset("late", "late")
+    assert "over" not in sessions and {"idle", "new"} <= sessions._places.keys()
+
+
+def test_a_client_with_many_places_gives_way_before_one_with_few():
+    held = {f"many{at}": Place("many", 100.0 + at, playing=True) for at in range(10)}
+    held["few"] = Place("few", 0.0)
+    assert first_to_go(held, "new", recent=50.0) == "many0"
+    assert first_to_go({"few": Place("few", 60.0, playing=True)}, "new", recent=50.0) is None
+    assert first_to_go({"few": Place("few", 40.0, playing=True)}, "new", recent=50.0) == "few"
+
+
+def test_a_socket_that_says_nothing_gives_way_and_is_told():
+    with serving(Limits(sessions=2, rest=0.3)) as server, server.open() as first, server.open() as second:
+        say(first, {"type": "state"})
+        time.sleep(0.4)
+        say(second, {"type": "state"})
+        with server.open() as third:
+            assert say(third, {"type": "reset"})["type"] == "observation"
+            assert "needed for somebody else" in refusal(json.loads(first.recv(timeout=10)))
+            with pytest.raises(ConnectionClosed):
+                first.recv(timeout=10)
+            assert say(second, {"type": "reset"})["type"] == "observation"
+
+
+def test_close_ends_a_session():
+    with serving(Limits(sessions=1)) as server:
+        server.http.post("/reset", json={"session_id": "demo"})
+        play(server, "demo")
+        assert server.http.post("/close", json={"session_id": "demo"}).status_code == 204
+        assert server.health()["http_sessions"] == 0
+        again = server.http.post("/close", json={"session_id": "demo"})
+        assert (again.status_code, sentences(again)) == (404, "there is no session 'demo': reset opens one")
+
+
+def test_a_session_with_a_token_is_its_own_client_s():
+    with serving() as server:
+        mine = {"X-Session-Token": "secret of mine"}
+        server.http.post("/reset", json={"session_id": "demo"}, headers=mine)
+        step = {"session_id": "demo", "action": {}}
+        for headers in ({}, {"X-Session-Token": "guess"}):
+            for answer in (server.http.post("/step", json=step, headers=headers),
+                           server.http.post("/reset", json={"session_id": "demo"}, headers=headers),
+                           server.http.post("/close", json={"session_id": "demo"}, headers=headers),
+                           server.http.get("/state", params={"session_id": "demo"}, headers=headers)):
+                assert (answer.status_code, sentences(answer)) == (
+                    403, "session 'demo' was opened with a token: send the same")
+        assert server.http.post("/step", json=step, headers=mine).status_code == 200
+        text = server.http.get("/openapi.json").text
+        assert "whoever knows the name may play" in text and "X-Session-Token" in text
+
+
+# Pages of others
+
+EVIL = [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"}, {"Origin": "http://127.0.0.1:1"}]
+
+
+@pytest.mark.parametrize("headers", EVIL, ids=str)
+def test_a_foreign_page_changes_nothing(headers):
+    with serving() as server:
+        for path in ("/reset", "/step", "/close", "/api/design", "/api/simulate", "/mcp", "/nothing"):
+            for body in ({}, {"content": b"{}", }, {"json": {}}):
+                answer = server.http.post(path, headers=headers, **body)
+                assert (answer.status_code, sentences(answer)) == (
+                    403, "pages of this origin may not call; --origin adds one"), path
+        assert server.health()["http_sessions"] == 0
+
+
+def test_our_own_page_and_a_named_one_may_call():
+    friend = "https://friend.example"
+    with serving(Limits(origins=(friend,))) as server:
+        for headers in ({"Origin": server.url, "Sec-Fetch-Site": "same-origin"}, {"Origin": server.url}, {},
+                        {"Origin": friend, "Sec-Fetch-Site": "cross-site"},
+                        {"Origin": "https://behind.a.proxy", "Sec-Fetch-Site": "same-origin"}):
+            assert server.http.post("/reset", headers=headers).status_code == 200, headers
+
+
+def test_a_name_that_was_pointed_here_is_refused():
+    with serving(Limits(hosts=("proxy.example",))) as server:
+        for host, status in (("evil.example:7860", 421), ("127.0.0.1.evil.example", 421), ("localhost:7860", 200),
+                             ("[::1]:7860", 200), ("127.0.0.2", 200), ("proxy.example", 200), ("a.localhost", 200)):
+            assert server.http.get("/health", headers={"Host": host}).status_code == status, host
+        evil = {"Host": "evil.example", "Origin": "http://evil.example"}
+        assert server.http.post("/reset", headers=evil).status_code == 421
+        with pytest.raises(InvalidStatus):
+            with server.open(additional_headers={"Host": "evil.example"}, origin="http://evil.example"):
+                pass
+
+
+# Methods
+
+def test_a_wrong_method_is_told_the_right_ones():
+    with serving() as server:
+        paths = server.http.get("/openapi.json").json()["paths"]
+        assert {"/health", "/metrics", "/docs", "/plots/", "/plots/{name}", "/blog.md", "/mcp", "/close"} <= paths.keys()
+        for path, methods in paths.items():
+            right = {method.upper() for method in methods} | ({"HEAD"} if "get" in methods else set()) | {"OPTIONS"}
+            for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"} - right:
+                answer = server.http.request(method, path.replace("{name}", "x.png"))
+                assert answer.status_code == 405 and set(answer.headers["Allow"].split(", ")) == right, (method, path)
+            assert set(server.http.options(path).headers["Allow"].split(", ")) == right
+
+
+def test_head_is_get_without_the_body():
+    with serving() as server:
+        figure = sorted((CHECKOUT / "paper" / "figures").glob("*.png"))[0].name
+        for path in ("/health", "/plots/", f"/plots/{figure}", "/plots/training.csv", "/blog.md", "/docs", "/openapi.json",
+                     "/metadata", "/schema", "/nothing"):
+            head, get = server.http.head(path), server.http.get(path)
+            assert (head.status_code, head.content) == (get.status_code, b""), path
+            assert head.headers["content-type"] == get.headers["content-type"]
+
+
+# Connections
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def line(server) -> socket.socket:
+    """A bare connection."""
+    return socket.create_connection(("127.0.0.1", int(server.host.rsplit(":")[-1])), timeout=10)
+
+
+def told(connection: socket.socket) -> bytes:
+    """Everything that comes until the other side closes."""
+    heard = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := connection.recv(65536):
+            heard += piece
+    return heard
+
+
+BODY = b"POST /reset HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{"
+
+
+@pytest.mark.parametrize("start", [b"", b"G", HEAD, HEAD + b"X-A: b", BODY, HEAD + b"\r\n" + HEAD, b"\r\n"],
+                         ids=["nothing", "a letter", "no end", "cut header", "cut body", "second request", "empty lines"])
+def test_a_request_that_does_not_arrive_is_closed(start):
+    with serving(Limits(arrival=0.5)) as server:
+        began = time.monotonic()
+        with line(server) as connection:
+            connection.sendall(start)
+            heard = told(connection)
+        assert 0.3 < time.monotonic() - began < 5
+        assert b"408 Request Timeout" in heard
+        assert server.health()["status"] == "healthy"
+
+
+def test_a_client_that_sends_byte_by_byte_is_closed_too():
+    with serving(Limits(arrival=0.5)) as server, line(server) as connection:
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            for byte in HEAD * 100:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
+        assert time.monotonic() - began < 5
+
+
+def test_slow_answers_and_many_requests_on_one_connection_are_no_fault():
+    with serving(Limits(arrival=0.5, patience=10), lambda: lambda observation: time.sleep(1.2) or INFORMED_GREEDY) as server:
+        assert server.http.post("/api/design", json={}).status_code == 200
+        for _ in range(30):
+            assert server.http.get("/health").status_code == 200
+            time.sleep(0.04)
+        assert server.post("/reset", b" " * 40_000 + b"{}").status_code == 200
+
+
+@pytest.mark.parametrize("start", [HEAD + b"X-Long: ", HEAD + b"X-A: b\r\n" * 10_000, b"GET /" + b"a" * 10**6, b"\r\n" * 10**6],
+                         ids=["one header", "many headers", "address", "empty lines"])
+def test_headers_without_end_are_refused(start):
+    with serving() as server, line(server) as connection:
+        sent = len(start)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(start)
+            while sent < 60 * 2**20:
+                connection.sendall(b"a" * 2**16)
+                sent += 2**16
+        assert sent < 20 * 2**20
+        assert server.health()["status"] == "healthy"
+
+
+def test_one_connection_too_many_is_told_so_and_the_log_too(caplog):
+    with serving(Limits(connections=20)) as server:
+        with contextlib.ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(line(server))
+            time.sleep(0.2)
+            with caplog.at_level(logging.WARNING, "daedalus.serve"), line(server) as late:
+                heard = told(late)
+            assert b"503 Service Unavailable" in heard and b"Retry-After" in heard
+        time.sleep(0.2)
+        assert server.health()["status"] == "healthy"
+    assert any(record.message == "connection refused" for record in caplog.records)
+
+
+def test_connections_leave_some_files_to_others(monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (256, 1024))
+    assert most_connections(Limits()) == 192 and most_connections(Limits(connections=10)) == 10
+
+
+# The designer's queue
+
+def test_those_who_wait_are_answered_together_and_those_who_left_are_not():
+    asked, go = [], threading.Event()
+
+    class Counting(FixedDesigner):
+        """Notes how many it is asked at once."""
+
+        def design_batch(self, observations):
+            asked.append(len(observations))
+            go.wait(20)
+            return super().design_batch(observations)
+
+    with serving(Limits(patience=15), lambda: Counting(INFORMED_GREEDY)) as server:
+        answers = []
+
+        def ask(wait: float) -> None:
+            """Ask, and leave after a time."""
+            with contextlib.suppress(httpx.ReadTimeout):
+                answers.append(httpx.post(server.url + "/api/design", json={}, timeout=wait).status_code)
+
+        def status(name: str) -> int:
+            """A number of the desk."""
+            return server.http.get("/api/designer/status").json()[name]
+
+        def until(waiting: int) -> None:
+            """Wait until so many are at the desk."""
+            for _ in range(1000):
+                if status("waiting") == waiting:
+                    return
+                time.sleep(0.01)
+            raise AssertionError(status("waiting"))
+
+        threads = [threading.Thread(target=ask, args=(30,))]
+        threads[0].start()
+        until(1)
+        threads += [threading.Thread(target=ask, args=(30,)) for _ in range(4)]
+        leavers = [threading.Thread(target=ask, args=(2.0,)) for _ in range(3)]
+        for thread in threads[1:] + leavers:
+            thread.start()
+        until(8)
+        for thread in leavers:
+            thread.join()
+        until(5)
+        go.set()
+        for thread in threads:
+            thread.join()
+        assert answers == [200] * 5 and asked == [1, 4]
+
+
+def test_the_time_to_come_back_is_the_time_that_calls_take():
+    queue = Queue(lambda questions: time.sleep(0.3) or questions)
+    for _ in range(4):
+        queue.put([0]).result()
+    assert queue.ahead() == 1
+    waiting = [queue.put([at]) for at in range(161)]
+    assert 3 <= queue.ahead() <= 5
+    for one in waiting:
+        one.cancel()
+
+
+def test_one_question_that_fails_leaves_the_others_their_answers():
+    def ask(questions):
+        """Fail at 13."""
+        time.sleep(0.1)
+        if 13 in questions:
+            raise RuntimeError("unlucky")
+        return questions
+
+    queue = Queue(ask)
+    futures = [queue.put([number]) for number in (1, 2, 13, 4)]
+    assert [one.result() for at, one in enumerate(futures) if at != 2] == [[1], [2], [4]]
+    with pytest.raises(RuntimeError, match="unlucky"):
+        futures[2].result()
+
+
+def test_a_batch_whose_client_has_left_is_not_played(monkeypatch):
+    played, go = [], threading.Event()
+
+    def slowly(batch):
+        """Note the batch, and wait."""
+        played.append(batch.entries[0].seed)
+        go.wait(20)
+        return {"reward": [[0.0]]}
+
+    monkeypatch.setattr("daedalus.serve.play_batch", slowly)
+    with serving() as server:
+        def ask(seed: int, wait: float) -> None:
+            """Ask for a batch, and leave after a time."""
+            with contextlib.suppress(httpx.ReadTimeout):
+                httpx.post(server.url + "/api/simulate", json={"entries": [{"seed": seed}], "steps": 1}, timeout=wait)
+
+        threads = [threading.Thread(target=ask, args=of) for of in ((1, 30), (2, 0.5), (3, 30))]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.3)
+        threads[1].join()
+        time.sleep(0.3)
+        go.set()
+        for thread in threads:
+            thread.join()
+    assert played == [1, 3]
+
+
+# Running it
+
+SLOW = """
+import sys, time
+from functools import partial
+from daedalus import serve
+
+serve.create_app = partial(serve.create_app, page=False)
+serve.serve(port=int(sys.argv[1]), load=lambda: lambda observation: time.sleep(9))
+"""
+
+
+def test_a_request_in_flight_when_the_service_stops_is_told_to_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_serve.PROGRAM", SLOW)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with process(port, tmp_path / "log") as (server, child):
+        answers = []
+        asker = threading.Thread(target=lambda: answers.append(httpx.post(server.url + "/api/design", json={}, timeout=30)))
+        asker.start()
+        time.sleep(1)
+        child.send_signal(signal.SIGTERM)
+        asker.join()
+        child.wait(20)
+    assert answers[0].status_code == 503 and "stopping" in sentences(answers[0]) and answers[0].headers["Retry-After"]
+    assert '"trace"' not in (tmp_path / "log").read_text()
+
+
+def test_large_frames_and_early_leavers_leave_no_traces_in_the_log(caplog):
+    with serving() as server, caplog.at_level(logging.INFO):
+        for _ in range(5):
+            with server.open() as sock, contextlib.suppress(ConnectionClosed):
+                for _ in range(20):
+                    sock.send('{"type": "reset"}')
+                sock.send("x" * 70_000)
+                while True:
+                    sock.recv(timeout=10)
+            sock = server.open()
+            for _ in range(20):
+                sock.send('{"type": "reset"}')
+            sock.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.socket.close()
+            with line(server) as connection:
+                connection.sendall(b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                                   b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        server.wait_until_empty()
+    loud = [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
+    assert not loud, loud
+
+
+def test_a_designer_that_is_not_there_keeps_the_service_from_starting():
+    run = subprocess.run([sys.executable, "-m", "daedalus.cli", "serve", "--port", "7861", "--repo-id", "nowhere/at/all"],
+                         capture_output=True, text=True, timeout=120, cwd=CHECKOUT)
+    assert run.returncode != 0 and "nowhere/at/all" in run.stderr and "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("path", ["daedalus", "/daedalus/", "/a b", "http://x/y"])
+def test_a_root_path_that_is_none_is_refused(path):
+    run = subprocess.run([sys.executable, "-m", "daedalus.cli", "serve", "--port", "7861", "--root-path", path],
+                         capture_output=True, text=True, timeout=120, cwd=CHECKOUT)
+    assert run.returncode != 0 and "--root-path must be a path such as /daedalus" in run.stderr
+
+
+def test_behind_a_proxy_the_service_answers_with_and_without_its_path():
+    from starlette.testclient import TestClient
+
+    client = TestClient(create_app(page=False, root_path="/daedalus"))
+    for prefix in ("", "/daedalus"):
+        assert client.get(prefix + "/health").status_code == 200
+        assert client.post(prefix + "/health").status_code == 405
+        assert client.post(prefix + "/reset", json={}).status_code == 200
+        with client.websocket_connect(prefix + "/ws") as sock:
+            sock.send_text('{"type": "reset"}')
+            assert json.loads(sock.receive_text())["type"] == "observation"
+    assert "](/daedalus/plots/" in client.get("/blog.md").text
+    assert client.get("/openapi.json").json()["servers"] == [{"url": "/daedalus"}]
+
+
+# What it says of itself
+
+def test_the_description_needs_nothing_from_elsewhere():
+    with serving() as server:
+        text = server.http.get("/docs").text
+        assert not re.findall(r"(?:src|href)=['\"](?:https?:)?//", text) and "<script" not in text
+        for path in server.http.get("/openapi.json").json()["paths"]:
+            assert path in text
+        assert "n_agents" in text and "bidders" in text
+        assert server.http.get("/redoc").status_code == 404
+
+
+def test_what_a_reader_has_is_not_sent_again():
+    with serving() as server:
+        figure = sorted((CHECKOUT / "paper" / "figures").glob("*.png"))[0].name
+        for path in (f"/plots/{figure}", "/plots/training.csv", "/blog.md"):
+            first = server.http.get(path)
+            again = server.http.get(path, headers={"If-None-Match": first.headers["etag"]})
+            assert (again.status_code, again.content) == (304, b"")
+            assert server.http.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+def test_batches_are_packed_for_those_who_ask():
+    body = {"entries": [{"seed": seed} for seed in range(50)], "steps": 5}
+    with serving() as server:
+        plain = server.http.post("/api/simulate", json=body, headers={"Accept-Encoding": "identity"})
+        assert "content-encoding" not in plain.headers
+        raw = http.client.HTTPConnection(server.host)
+        raw.request("POST", "/api/simulate", json.dumps(body), {"Accept-Encoding": "gzip", "Content-Type": "application/json"})
+        answer = raw.getresponse()
+        packed = answer.read()
+        assert answer.getheader("Content-Encoding") == "gzip" and len(packed) < len(plain.content)
+        assert gzip.decompress(packed) == plain.content
+
+
+def test_the_counts_are_what_prometheus_reads():
+    from prometheus_client.parser import text_string_to_metric_families
+
+    with serving() as server, server.open() as sock:
+        say(sock, {"type": "reset"})
+        server.http.post("/reset")
+        families = {family.name: family for family in text_string_to_metric_families(server.http.get("/metrics").text)}
+    assert families["daedalus_socket_sessions"].samples[0].value == 1
+    assert families["daedalus_http_sessions"].samples[0].value == 1
+    assert families["daedalus_socket_frames"].samples[0].value == 1
+    counts = [sample for sample in families["daedalus_request_seconds"].samples if sample.name.endswith("_count")]
+    assert {(one.labels["method"], one.labels["route"], one.labels["status"]): one.value for one in counts}[
+        "POST", "/reset", "200"] == 1
+
+
+def test_whole_numbers_may_be_written_with_a_point():
+    with serving() as server, server.open() as sock:
+        answer = server.http.post("/reset", json={"seed": 42.0, "episode_length": 3.0})
+        assert answer.status_code == 200 and answer.json()["observation"]["episode_length"] == 3
+        assert say(sock, '{"type": "reset", "data": {"seed": 42.0, "n_agents": 8.0}}')["type"] == "observation"
+        for wrong in (42.5, "42", True):
+            assert server.http.post("/reset", json={"seed": wrong}).status_code == 422
+
+
+def test_sessions_over_mcp_are_not_held_for_ever():
+    create = {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/create", "params": {}}
+    with serving(Limits(sessions=2, idle=1.0)) as server:
+        assert ["result" in server.http.post("/mcp", json=create).json() for _ in range(2)] == [True, True]
+        for _ in range(200):
+            if server.http.post("/mcp", json=create).json().get("result"):
+                return
+            time.sleep(0.05)
+        raise AssertionError("nobody gets a place any more")
+
+
+# The page
+
+def test_of_the_page_s_library_only_what_the_page_needs_is_open():
+    pytest.importorskip("gradio", reason="the arena needs gradio")
+    from starlette.testclient import TestClient
+
+    client = TestClient(create_app(load=lambda: informed_greedy))
+    assert client.get("/").status_code == 200 and client.get("/config").status_code == 200
+    upload = {"files": ("x.txt", b"mine")}
+    for headers in ({}, {"Origin": "https://evil.example"}):
+        assert client.post("/gradio_api/upload", files=upload, headers=headers).status_code in (403, 404)
+    for path in ("file=/etc/passwd", "file/x", "proxy=http://127.0.0.1/", "stream/a/1/2/playlist.m3u8", "upload_progress", "info",
+                 "openapi.json", "call/x/y", "deep_link", "run/predict", "api/predict", "component_server",
+                 "process_recording", "vibe-code", "run-history/buckets", "dev/reload", "user", "token", "app_id"):
+        for method in ("GET", "POST"):
+            assert client.request(method, f"/gradio_api/{path}").status_code in (404, 405), path
+    for path in ("/monitoring", "/login", "/logout", "/upload", "/file=/etc/passwd"):
+        assert client.get(path).status_code == 404, path
+    for method, path in (("POST", "/health"), ("DELETE", "/plots/x.png"), ("PUT", "/reset")):
+        assert client.request(method, path).status_code == 405
+    assert client.head("/health").status_code == client.head("/").status_code == 200
