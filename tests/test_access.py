@@ -8,23 +8,31 @@ import logging
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
 import httpx
 import pytest
 from test_serve import play, process, refusal, say, sentences, serving
+from typer.testing import CliRunner
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from daedalus.bidders import Population
+from daedalus.cli import app as cli
 from daedalus.connections import most_connections
 from daedalus.designers import FixedDesigner, informed_greedy
+from daedalus.market import simulate
 from daedalus.openenv import DaedalusAction
 from daedalus.results import CHECKOUT
 from daedalus.schema import INFORMED_GREEDY
 from daedalus.serve import create_app
 from daedalus.sessions import Limits, Place, Queue, Sessions, first_to_go
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    """The engine is compiled before anything is timed."""
+    simulate([INFORMED_GREEDY], [Population.stage(4)], [0], 1)
 
 
 # Places
@@ -401,17 +409,23 @@ def test_large_frames_and_early_leavers_leave_no_traces_in_the_log(caplog):
     assert not loud, loud
 
 
-def test_a_designer_that_is_not_there_keeps_the_service_from_starting():
-    run = subprocess.run([sys.executable, "-m", "daedalus.cli", "serve", "--port", "7861", "--repo-id", "nowhere/at/all"],
-                         capture_output=True, text=True, timeout=120, cwd=CHECKOUT)
-    assert run.returncode != 0 and "nowhere/at/all" in run.stderr and "Traceback" not in run.stderr
+def start(monkeypatch, *options: str):
+    """What the command says that starts the service, with options under which it must not."""
+    monkeypatch.setattr("daedalus.serve.serve", lambda *args: pytest.fail("the service started"))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    return CliRunner().invoke(cli, ["serve", "--port", str(port), *options])
+
+
+def test_a_designer_that_is_not_there_keeps_the_service_from_starting(monkeypatch):
+    run = start(monkeypatch, "--repo-id", "nowhere/at/all")
+    assert run.exit_code != 0 and "nowhere/at/all" in run.output and "Traceback" not in run.output
 
 
 @pytest.mark.parametrize("path", ["daedalus", "/daedalus/", "/a b", "http://x/y"])
-def test_a_root_path_that_is_none_is_refused(path):
-    run = subprocess.run([sys.executable, "-m", "daedalus.cli", "serve", "--port", "7861", "--root-path", path],
-                         capture_output=True, text=True, timeout=120, cwd=CHECKOUT)
-    assert run.returncode != 0 and "--root-path must be a path such as /daedalus" in run.stderr
+def test_a_root_path_that_is_none_is_refused(monkeypatch, path):
+    run = start(monkeypatch, "--root-path", path)
+    assert run.exit_code != 0 and "--root-path must be a path such as /daedalus" in run.output
 
 
 def test_behind_a_proxy_the_service_answers_with_and_without_its_path():
