@@ -634,6 +634,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'daedalus.pages': { 'daedalus.pages._call': ('pages.html#_call', 'daedalus/pages.py'),
                                 'daedalus.pages._gives': ('pages.html#_gives', 'daedalus/pages.py'),
                                 'daedalus.pages._table': ('pages.html#_table', 'daedalus/pages.py'),
+                                'daedalus.pages._told_by_wheel': ('pages.html#_told_by_wheel', 'daedalus/pages.py'),
                                 'daedalus.pages.blog': ('pages.html#blog', 'daedalus/pages.py'),
                                 'daedalus.pages.description': ('pages.html#description', 'daedalus/pages.py'),
                                 'daedalus.pages.docs': ('pages.html#docs', 'daedalus/pages.py'),

@@ -13,7 +13,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -121,7 +121,7 @@ class Access:
     ):
         self.app, self.limits, self.methods = app, limits, methods
 
-    def refusal(self, scope: Mapping) -> Response | None:
+    def refusal(self, scope: MutableMapping) -> Response | None:
         """What a request is told that goes no further."""
         headers, method = Headers(scope=scope), scope.get("method", "")
         if not called_by_name((scope.get("server") or (None,))[0], headers.get("host"), self.limits):
@@ -216,13 +216,13 @@ class _Answer:
         self.method, self.scope = scope["method"], scope | {"request id": self.number}
         self._receive, self._send = receive, send
 
-    async def _polite(self, message: dict) -> None:
+    async def _polite(self, message: MutableMapping) -> None:
         """Send with the headers."""
         if message["type"] == "http.response.start":
-            message = message | {"headers": [*message["headers"], *self.headers]}
+            message = {**message, "headers": [*message["headers"], *self.headers]}
         await self._send(message)
 
-    async def send(self, message: dict) -> None:
+    async def send(self, message: MutableMapping) -> None:
         """Send; a body that is too large is refused in our own words."""
         if message["type"] == "http.response.start":
             self.status = message["status"]

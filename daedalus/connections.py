@@ -50,6 +50,8 @@ class Reading(asyncio.Protocol):
     """A protocol whose clients have to read what they asked for."""
 
     limits = LIMITS  # set by `settings`
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
     stalled: asyncio.TimerHandle | None = None
 
     def pause_writing(self) -> None:

@@ -55,11 +55,16 @@ def figures() -> dict[str, Path]:
     return {path.name: path for path in figures_shown().glob("[!.]*.png")}
 
 
+def _told_by_wheel() -> str:
+    """What an installed package has of the story."""
+    return str(metadata(NAME).json["description"])
+
+
 def story(
     prefix: str = "",  # path at which a proxy has the service
 ) -> str:
     """The story in Markdown, as the front notebook tells it, with its figures."""
-    text = (CHECKOUT / "README.md").read_text(encoding="utf-8") if is_checkout() else metadata(NAME).get_payload()
+    text = (CHECKOUT / "README.md").read_text(encoding="utf-8") if is_checkout() else _told_by_wheel()
     return text.replace("](paper/figures/", f"]({prefix}/plots/")
 
 # %% ../nbs/12_pages.ipynb #plots
@@ -114,7 +119,8 @@ def kind_of(
         return f"list of {kind_of(spec.get('items', {}))}"
     words = {"integer": "whole number", "string": "text", "boolean": "true or false"}
     bounds = [f"{word} {spec[end]}" for word, end in (("from", "minimum"), ("to", "maximum")) if end in spec]
-    return " ".join([words.get(spec.get("type"), spec.get("type", "anything")), *bounds])
+    name = spec.get("type", "anything")
+    return " ".join([words.get(name, name), *bounds])
 
 # %% ../nbs/12_pages.ipynb #call
 def _table(

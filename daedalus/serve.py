@@ -12,7 +12,6 @@ __all__ = ['CODES', 'TURN', 'SHARED', 'Name', 'Token', 'router', 'DEFAULT_RESET'
 # %% ../nbs/12_serve.ipynb #imports
 import asyncio
 import gzip
-import itertools
 import logging
 import reprlib
 import uuid
@@ -154,7 +153,9 @@ async def _converse(
 ) -> bool:  # whether it is on us to end it
     """Answer frame by frame, until one side ends it."""
     here, why = websocket.app.state, "the place was needed for somebody else"
-    for number in itertools.count(1):
+    number = 0
+    while True:
+        number += 1
         try:
             async with asyncio.timeout(here.limits.idle if name in here.sockets else 0) as waiting:
                 place.leave = partial(waiting.reschedule, 0)
