@@ -41,7 +41,7 @@ from .market import SIGNALS, Score, Signal
 from .openenv import DaedalusAction, DaedalusObservation, DaedalusOpenEnv, DaedalusState, ResetOptions
 from .pages import figures, pages
 from .schema import (
-    INFORMED_GREEDY, Mechanism, MechanismError, Number, Observation, RecentOutcome, Record, whole)
+    FIELDS, INFORMED_GREEDY, Mechanism, MechanismError, Number, Observation, RecentOutcome, Record, whole)
 from .search import best_fixed
 from .sessions import LIMITS, Batch, Desk, Limits, Place, Places, ServiceError, Sessions, play_batch
 
@@ -269,6 +269,7 @@ class DesignReply(BaseModel):
     """What the designer answers."""
 
     mechanism: Mechanism
+    unnamed: list[str] = Field(description="fields that whoever answered did not name and that keep their defaults")
     designer: str = Field(description="who answered")
     note: str | None = Field(description="why somebody else stands in for the trained designer")
 
@@ -280,6 +281,8 @@ class DeskStatus(BaseModel):
     loaded: bool
     waiting: int = Field(description="requests at the desk")
     answered: int = Field(description="requests so far")
+    invalid: int = Field(description="the language model's replies without a valid mechanism, so far")
+    partial: int = Field(description="its valid replies that left fields at their defaults, so far")
     note: str | None
 
 
@@ -352,7 +355,8 @@ async def design(request: Request, asked: DesignRequest) -> DesignReply:
     """Ask the designer for a mechanism."""
     desk = request.app.state.desk
     mechanism = await while_there(request, desk.design(asked.observation()))
-    return DesignReply(mechanism=mechanism, designer=desk.name, note=desk.note)
+    unnamed = [name for name in FIELDS if name not in mechanism.model_fields_set]
+    return DesignReply(mechanism=mechanism, unnamed=unnamed, designer=desk.name, note=desk.note)
 
 
 @router.get("/api/designer/status", tags=["Designer"])
@@ -534,9 +538,10 @@ def _add_arena(
     app: FastAPI,
 ) -> None:
     """Add the page to an application."""
-    from daedalus.arena import mount_arena
+    from daedalus.arena import mount_arena, project_links
 
-    mount_arena(app, arena_designers(app.state.desk))
+    links = project_links() | {"the figures": "plots/"}
+    mount_arena(app, arena_designers(app.state.desk), links=links)
     for route in app.router.routes:
         if isinstance(route, Mount):
             route.app = Only(route.app, ARENA_PATHS)
