@@ -11,7 +11,7 @@ PLAYS := $(if $(wildcard $(READY)),$(READY),.venv/.plays)
 TREE := $(BIN)/python -c 'from daedalus.reproduce import tree_hash; print(tree_hash())'
 SHIPPED := $(BIN)/python -c 'from daedalus.train import SHIPPED; print(SHIPPED)'
 
-.PHONY: help quick reproduce verify test train ablations serve export bench clean
+.PHONY: help quick reproduce verify test train rivals ablations serve export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ test: $(READY) export ## everything CI checks: export, style, types, every noteb
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
 	seed=$$($(SHIPPED)) && \
 	$(BIN)/daedalus train --profile small --seed $$seed --output data/designer --record data/training/small-$$seed.json
+
+rivals: $(READY) ## learn the rivals without language from scratch into data/rivals, in a quarter of an hour; resumes
+	$(BIN)/daedalus rivals --workers 2 --output data/rivals
 
 ablations: $(READY) ## train the variants of a small recipe, three seeds each, in an hour; resumes when interrupted
 	$(BIN)/daedalus ablate --record data/ablations/records.json

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'UNWRITABLE', 'EXTRAS', 'IMAGE', 'Ended', 'signals_as_interrupts', 'says_what_is_wrong', 'inference', 'train',
-           'ablate', 'search', 'reproduce', 'serve', 'main']
+           'ablate', 'rivals', 'search', 'reproduce', 'serve', 'main']
 
 # %% ../nbs/14_cli.ipynb #imports
 import errno
@@ -346,6 +346,33 @@ def ablate(
     plan = ablation_plan()
     records = run_ablations(plan, record, work)
     typer.echo(f"{len(records)} trainings, {len(plan.seeds)} seeds each; records: {record}")
+
+# %% ../nbs/14_cli.ipynb #rivals
+@app.command()
+@says_what_is_wrong
+def rivals(
+    work: Annotated[Path, typer.Option(help="Folder where finished lessons are kept.")] = Path("build", "rivals"),
+    output: Annotated[Path | None, typer.Option(help="Folder of the rivals. [WORK/learned]")] = None,
+    workers: Annotated[int, typer.Option(help="Processes, 1 or more: the rivals are the same.")] = 1,
+) -> None:
+    """Learn the rivals without language.
+
+    Interrupted, it goes on when the same command is given again.
+    """
+    if workers < 1:
+        raise ValueError(f"--workers must be 1 or more, not {workers}")
+    output = output or work / "learned"
+    for option, folder in (("--work", work), ("--output", output)):
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{option} {str(folder)!r} is a file: name a folder")
+    output.mkdir(parents=True, exist_ok=True)
+    check_output(output / "record.json")
+    from daedalus.rivals import learn_rivals
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("daedalus.jobs").setLevel(logging.INFO)
+    record = learn_rivals(output, 0, workers, work)
+    typer.echo(f"{len(record['rivals'])} rivals, {sum(record['seconds'].values()):.0f} s of processor time: {output}")
 
 # %% ../nbs/14_cli.ipynb #search
 @app.command()

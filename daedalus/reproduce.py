@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'PROFILES', 'SIZES', 'BUILD', 'ONE_CORE', 'SOCKET_PATH', 'QUOTED', 'READ', 'WRITTEN', 'DOIT_CONFIG',
            'MOST_JOBS', 'notebooks', 'profile_params', 'alone', 'NotebookError', 'NotebookSkipped', 'check_parameters',
-           'normalise', 'output_folder', 'Room', 'run_notebook', 'writers', 'results_read', 'dependencies', 'inputs',
-           'tree_hash', 'fingerprint', 'built', 'is_current', 'renew', 'in_order', 'tasks', 'seconds_file', 'listing',
-           'keep_outputs', 'make_readme', 'printed', 'headline', 'default_jobs', 'side_by_side', 'reproduce']
+           'normalise', 'output_folder', 'steady', 'Room', 'run_notebook', 'writers', 'results_read', 'dependencies',
+           'inputs', 'tree_hash', 'fingerprint', 'built', 'is_current', 'renew', 'in_order', 'tasks', 'seconds_file',
+           'listing', 'keep_outputs', 'make_readme', 'printed', 'headline', 'default_jobs', 'side_by_side', 'reproduce']
 
 # %% ../nbs/13_reproduce.ipynb #imports
 import json
@@ -183,6 +183,11 @@ def _narrow() -> dict[str, str]:
     return {"NPY_DISABLE_CPU_FEATURES": wide, "OPENBLAS_CORETYPE": "Haswell"} if wide else {}
 
 
+def steady() -> dict[str, str]:
+    """The environment in which sums round alike on every processor and with any number of cores."""
+    return {**ONE_CORE, **_narrow()}
+
+
 def _environment(
     path: Path,  # the notebook about to run
     profile: str,  # "smoke", "paper" or "verify"
@@ -193,7 +198,7 @@ def _environment(
     own |= {"DAEDALUS_NOTEBOOK": str(path.resolve()), "PYTHONHASHSEED": "0"}
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1",
              "PYTHONWARNINGS": "ignore:IProgress not found,ignore::FutureWarning"}
-    return {**os.environ, **own, **ONE_CORE, **_narrow(), **quiet}
+    return {**os.environ, **own, **steady(), **quiet}
 
 # %% ../nbs/13_reproduce.ipynb #room
 class Room:

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['SPOTS', 'PROFILES', 'SHOWN', 'Claim', 'claims', 'committed', 'lookup', 'leaves', 'holds', 'verdict',
-           'episode_rewards', 'trained_rewards', 'parameters', 'cells', 'spot', 'Row', 'command', 'spot_row',
-           'recompute', 'recomputed', 'rest_tolerance', 'rest', 'figures', 'Recomputation', 'recompute_claims',
-           'claims_table', 'verify', 'trace']
+           'episode_rewards', 'trained_rewards', 'parameters', 'cells', 'rivals_files', 'rival_learned', 'spot', 'Row',
+           'command', 'spot_row', 'recompute', 'recomputed', 'rest_tolerance', 'rest', 'figures', 'Recomputation',
+           'recompute_claims', 'claims_table', 'verify', 'trace']
 
 # %% ../nbs/13_verify.ipynb #imports
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +35,7 @@ from daedalus.reproduce import (
     profile_params,
     renew,
     side_by_side,
+    steady,
     writers,
 )
 from .results import check_writable, data_dir, is_checkout, write_text
@@ -253,8 +257,27 @@ def _run_cells(
     return found
 
 
-SPOTS: dict[str, Callable] = {function.__name__: function
-                              for function in (episode_rewards, trained_rewards, parameters, cells)}
+def rivals_files(
+    source: dict,  # of no use here
+) -> str:
+    """A hash of the committed rivals' files."""
+    from daedalus.rivals import files_hash
+
+    return files_hash(data_dir() / "rivals")
+
+
+def rival_learned(
+    source: dict,  # provenance of the record
+    name: str,  # of a rival that learns alone
+) -> str:
+    """A hash of a rival's file when it learns again, in a process that rounds as those of notebooks do."""
+    code = f"from daedalus.rivals import learned_hash; print(learned_hash({name!r}, {source['parameters']['seed']}))"
+    told = subprocess.run([sys.executable, "-c", code], env={**os.environ, **steady()}, capture_output=True, text=True, check=True)
+    return told.stdout.strip()
+
+
+SPOTS: dict[str, Callable] = {function.__name__: function for function in (
+    episode_rewards, trained_rewards, parameters, cells, rivals_files, rival_learned)}
 
 
 def spot(
@@ -617,6 +640,9 @@ def _origin(
         yield f"made by:    nbs/{notebook}.ipynb" + (f", cell {cell!r}" if cell else ", in a checkout of the project")
         yield f"parameters: {told}"
         yield f"again:      daedalus reproduce --verify --profile paper --only {notebook}"
+    elif result == "rivals/record":
+        yield "made by:    daedalus rivals"
+        yield f"parameters: {told}"
     else:
         profile, seed = result.partition("/")[2].rsplit("-", 1)
         yield f"made by:    daedalus train --profile {profile} --seed {seed}"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from daedalus.language import LanguageDesigner
 from daedalus.results import PACKAGE, data_dir
 from daedalus.schema import Mechanism
 from daedalus.train import (
-    SHIPPED, AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train,
+    SHIPPED, AsPublished, _kept, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train,
     train_further, validation)
 
 
@@ -69,6 +70,12 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
+@pytest.fixture
+def work(uninterrupted, tmp_path):
+    """A finished training of one's own."""
+    return Path(shutil.copytree(uninterrupted[0], tmp_path / "work"))
+
+
 def test_a_killed_training_goes_on_to_the_same_bits(uninterrupted, tmp_path):
     done, record = uninterrupted
     first = phase_folders(profile("smoke"), tmp_path)[0]
@@ -87,16 +94,15 @@ def test_a_killed_training_goes_on_to_the_same_bits(uninterrupted, tmp_path):
     assert [p["history"] for p in again["phases"]] == [p["history"] for p in record["phases"]]
 
 
-def test_a_changed_profile_keeps_the_phases_before_the_change(uninterrupted):
-    work, record = uninterrupted
+def test_a_changed_profile_keeps_the_phases_before_the_change_and_sets_aside_the_others(uninterrupted, work):
+    _, record = uninterrupted
     chosen = profile("smoke")
     changed = chosen.replace(phases=(*chosen.phases[:2], chosen.phases[2].replace(
         settings=chosen.phases[2].settings.replace(steps=1))))
     told = [told for _, told in run_phases(changed, work, 3)]
     assert told[:2] == record["phases"][:2] and len(told[2]["history"]) == 1
-    back = list(run_phases(chosen, work, 3))
-    assert back[2][1]["history"] == record["phases"][2]["history"]
-    assert len(list(work.glob("02-grpo.*"))) == 2, "what was made with the other settings is set aside"
+    kept, = work.glob("02-grpo.*")
+    assert json.loads((kept / "phase.json").read_text()) == record["phases"][2]
 
 
 # What is kept is whole, and made by the code that is here
@@ -119,12 +125,6 @@ def edited(tmp_path, monkeypatch):
     code_hash.cache_clear()
 
 
-@pytest.fixture
-def work(uninterrupted, tmp_path):
-    """A finished training of one's own."""
-    return Path(shutil.copytree(uninterrupted[0], tmp_path / "work"))
-
-
 def trained_again(work, record, capsys):
     """What a training told on standard error when it was asked for again, and came to the same bits."""
     before = weights(work / "designer")
@@ -133,54 +133,55 @@ def trained_again(work, record, capsys):
     return capsys.readouterr().err
 
 
-def begun(work):
-    """When each phase and the teacher were finished."""
-    return {path.relative_to(work): path.stat().st_mtime_ns
-            for path in (*work.glob("0?-*/phase.json"), *work.glob("teacher-*.npz"))}
+def test_what_other_code_made_is_set_aside_and_made_again(uninterrupted, work, edited, capsys):
+    edited("market.py")
+    told = trained_again(work, uninterrupted[1], capsys)
+    teacher, = work.glob("teacher-*-3.npz")
+    for path in (*phase_folders(profile("smoke"), work), teacher):
+        kept, = work.glob(f"{path.stem}.*{path.suffix}") if path == teacher else work.glob(f"{path.name}.*")
+        assert f"{path} was made by other code or other versions of packages: it is made again" in told
+        assert f"what was there is now {kept.name}" in told
+    assert (work / "00-sft").exists() and "made again" not in trained_again(work, uninterrupted[1], capsys)
 
 
-@pytest.mark.parametrize("module, teacher_too", [("market.py", True), ("sft.py", False)])
-def test_what_other_code_made_is_set_aside_and_made_again(uninterrupted, work, edited, capsys, module, teacher_too):
-    before = begun(work)
+@pytest.mark.parametrize("module, phase, teacher", [
+    ("market.py", True, True), ("schema.py", True, True), ("sft.py", True, False), ("screens.py", False, False)])
+def test_the_code_of_a_phase_and_of_a_teacher_is_what_they_stand_on(edited, module, phase, teacher):
+    from daedalus.rft import Teacher
+
+    before = code_hash(run_phases), code_hash(Teacher.learn)
     edited(module)
+    assert (code_hash(run_phases) != before[0], code_hash(Teacher.learn) != before[1]) == (phase, teacher)
+
+
+@pytest.mark.parametrize("package", ["numpy", "numba", "torch", "transformers", "trl", "peft", "tokenizers"])
+def test_other_versions_of_packages_are_other_code(monkeypatch, package):
+    version, before = metadata.version, code_hash(run_phases)
+    for module in ("daedalus.results", "daedalus.jobs"):
+        monkeypatch.setattr(f"{module}.version", lambda name: "0" if name == package else version(name))
+    code_hash.cache_clear()
+    assert code_hash(run_phases) != before
+    monkeypatch.undo()
+    code_hash.cache_clear()
+
+
+def test_what_is_damaged_is_made_again(uninterrupted, work, capsys):
+    npz, = work.glob("teacher-*.npz")
+    damage = {work / "00-sft" / "phase.json": b"", work / "01-rft" / "rows.json": b"[{", npz: b"",
+              work / "02-grpo" / "model.safetensors": b"", work / "00-sft" / "report-5.json": b"",
+              work / "01-rft" / "validation-10.json": b'{"mean'}
+    for path, content in damage.items():
+        path.write_bytes(content)
     told = trained_again(work, uninterrupted[1], capsys)
-    for folder in phase_folders(profile("smoke"), work):
-        kept, = work.glob(f"{folder.name}.*")
-        assert f"{folder} was made by other code or other versions of packages: it is made again" in told
-        assert f"what was there is now {kept.name}" in told and (kept / "model.safetensors").exists()
-    after, (teacher,) = begun(work), (path.name for path in work.glob("teacher-*-3.npz"))
-    assert (after[Path(teacher)] != before[Path(teacher)]) == teacher_too == bool(list(work.glob("teacher-*.*.npz")))
-    assert "made again" not in trained_again(work, uninterrupted[1], capsys) and begun(work) == after
+    assert all(path.read_bytes() != content for path, content in damage.items())
+    assert all(f"{path} is damaged: it is made again" in told for path in (*phase_folders(profile("smoke"), work), npz))
 
 
-def test_other_versions_of_packages_make_other_phases(uninterrupted, work, capsys, monkeypatch):
-    from daedalus import jobs
-
-    version = jobs._version
-    for package in ("torch", "transformers", "trl", "peft", "tokenizers"):
-        before = code_hash(train)
-        monkeypatch.setattr(jobs, "_version", lambda name, other=package: "0" if name == other else version(name))
-        code_hash.cache_clear()
-        assert code_hash(train) != before
-        monkeypatch.undo()
-        code_hash.cache_clear()
-
-
-@pytest.mark.parametrize("file, content", [
-    ("00-sft/phase.json", b""), ("01-rft/phase.json", b'{"rounds": 1'), ("00-sft/model.safetensors", b""),
-    ("01-rft/rows.json", b"[{"), ("00-sft/report-5.json", b""), ("02-grpo/validation-10.json", b'{"mean'),
-    ("teacher.npz", b""), ("teacher.json", b"")])
-def test_what_is_damaged_is_made_again(uninterrupted, work, capsys, file, content):
-    if file.startswith("teacher"):
-        path, = work.glob(f"teacher-*{Path(file).suffix}")
-        shutil.rmtree(work / "02-grpo")  # which asks the teacher
-    else:
-        path = work / file
-    path.write_bytes(content)
-    told = trained_again(work, uninterrupted[1], capsys)
-    assert path.read_bytes() != content
-    if "report" not in file and "validation" not in file:
-        assert "is damaged: it is made again" in told
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"7", b"\xff", b'{"files": {"gone": "0"}}', b'{"files": 3}', None])
+def test_what_is_no_whole_record_counts_as_nothing(tmp_path, content):
+    if content is not None:
+        (tmp_path / "phase.json").write_bytes(content)
+    assert _kept(tmp_path / "phase.json") == {}
 
 
 def test_another_base_model_begins_anew(uninterrupted, tmp_path, capsys):
