@@ -202,12 +202,12 @@ def _set_aside(
         return
     why = next(REASONS[name] for name, value in needed.items() if told.get(name) != value)
     mark = short_hash(json.dumps({name: told.get(name) for name in needed}))[:8]
-    for path in paths:
-        aside = path.with_name(f"{path.stem}.{mark}{path.suffix}")
+    asides = [path.with_name(f"{path.stem}.{mark}{path.suffix}") for path in paths]
+    for path, aside in zip(paths, asides, strict=True):
         if aside.is_dir():
             shutil.rmtree(aside)
         os.replace(path, aside)
-    _say(f"{paths[0]} was made {why}: it is made again; what was there is now {aside.name}")
+    _say(f"{paths[0]} was made {why}: it is made again; what was there is now {asides[0].name}")
 
 # %% ../nbs/10_train.ipynb #alone
 def _interrupt(number: int, frame: Any) -> None:
