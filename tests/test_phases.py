@@ -26,7 +26,7 @@ ran = []  # number of each phase that ran
 
 def restored(policy, seed, before):
     "Weights in place of a model."
-    folder = before or policy.base_model and Path(policy.base_model)
+    folder = before or (Path(policy.base_model) if policy.base_model else None)
     return (folder / "model.safetensors").read_text() if folder else "random", "text"
 
 
