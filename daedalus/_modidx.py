@@ -1206,6 +1206,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'daedalus.train.stage_name': ('train.html#stage_name', 'daedalus/train.py'),
                                 'daedalus.train.train': ('train.html#train', 'daedalus/train.py'),
                                 'daedalus.train.train_further': ('train.html#train_further', 'daedalus/train.py'),
+                                'daedalus.train.training_code': ('train.html#training_code', 'daedalus/train.py'),
                                 'daedalus.train.validation': ('train.html#validation', 'daedalus/train.py')},
             'daedalus.variants': { 'daedalus.variants.AblationPlan': ('variants.html#ablationplan', 'daedalus/variants.py'),
                                    'daedalus.variants.AblationPlan.profiles': ( 'variants.html#ablationplan.profiles',

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Phase', 'REASONS', 'RUNNERS', 'SHIPPED', 'SftPhase', 'RftPhase', 'GrpoPhase', 'Profile', 'profiles', 'profile',
-           'save_policy', 'restore_policy', 'Place', 'phase_folders', 'run_phases', 'borrow_phases', 'AsPublished',
-           'AskedOnce', 'held_out_rewards', 'validation', 'history_table', 'stage_name', 'one_thread', 'train',
-           'report_rows', 'train_further']
+           'save_policy', 'restore_policy', 'training_code', 'Place', 'phase_folders', 'run_phases', 'borrow_phases',
+           'AsPublished', 'AskedOnce', 'held_out_rewards', 'validation', 'history_table', 'stage_name', 'one_thread',
+           'train', 'report_rows', 'train_further']
 
 # %% ../nbs/10_train.ipynb #imports
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ from .grpo import Phase as GrpoRun
 from .jobs import code_hash
 from .language import LanguageDesigner
 from .policy import PolicySettings, find_model, load_model, load_policy, with_adapters
-from .results import data_dir, provenance, short_hash, write_text
+from .results import data_dir, library_hash, provenance, short_hash, write_text
 from .rft import RftSettings, Teacher, rejection_rows
 from .schema import Mechanism, Natural, Observation, Positive, Record, amount
 from .search import Draw, try_library
@@ -174,6 +175,15 @@ def _kept(
     except (OSError, ValueError, AttributeError):
         return {}
     return told if whole else {}
+
+
+def training_code(
+    function: Callable,  # that trains
+) -> str:  # 16 hexadecimal digits
+    """A hash of the code that a function stands on, and of versions of packages: of all the library for one of a notebook."""
+    if function.__module__ != "__main__":
+        return code_hash(function)
+    return short_hash(inspect.getsource(function), code_hash(fine_tune), library_hash())
 
 
 def _is_made_by(
@@ -379,7 +389,7 @@ def _needed(
     part = profile.replace(phases=profile.phases[:number + 1], about="")
     held_out = (person.to_json() for name in SUITES for person in suite(name))
     return {"key": short_hash(part.to_json(), str(seed)),
-            "code": short_hash(code_hash(RUNNERS[profile.phases[number].kind]), *held_out),
+            "code": short_hash(training_code(RUNNERS[profile.phases[number].kind]), *held_out),
             "start": _start(profile, before)}
 
 # %% ../nbs/10_train.ipynb #run-phase

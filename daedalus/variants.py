@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .jobs import code_hash
 from .language import LanguageDesigner
 from .results import data_dir, provenance, short_hash, write_text
 from .schema import Natural, Positive, Record
 from .train import (
-    AskedOnce, AsPublished, Profile, borrow_phases, held_out_rewards, one_thread, restore_policy, run_phases)
+    AskedOnce, AsPublished, Profile, borrow_phases, held_out_rewards, one_thread, restore_policy, run_phases, training_code)
 
 # %% ../nbs/10_variants.ipynb #vary
 def merged(
@@ -167,7 +166,7 @@ def run_ablations(
 ) -> list[dict]:  # variant after variant, each with all seeds
     """Train every variant with every seed, or go on doing so."""
     file, work, profiles, records = Path(file), Path(work), plan.profiles(), []
-    runs = {(name, seed): {"key": record_key(profiles[name], seed, plan.episodes), "code": code_hash(run_variant)}
+    runs = {(name, seed): {"key": record_key(profiles[name], seed, plan.episodes), "code": training_code(run_variant)}
             for name in profiles for seed in plan.seeds}
     kept = _kept_records(file, runs, work)
     for (name, seed), needed in tqdm(runs.items(), "variants", disable=None):

@@ -158,7 +158,7 @@ def test_records_of_other_code_or_damaged_ones_are_made_again_and_kept_aside(tra
         return {"held out": {}}
 
     monkeypatch.setattr(variants, "run_variant", untrained)
-    monkeypatch.setattr(variants, "code_hash", lambda function: before[0]["code"])
+    monkeypatch.setattr(variants, "training_code", lambda function: before[0]["code"])
     monkeypatch.setattr(variants, "run_phases", lambda *others: [])
     after = run_ablations(tiny(), file, work)
     assert len(called) == (1 if content is None else 2) and after[0]["code"] == before[0]["code"]

@@ -227,7 +227,7 @@ def slow(model, tokenizer, phase, place):
     (place.folder / "half.bin").write_text("half")
     time.sleep(300)
 train.RUNNERS = dict.fromkeys(train.RUNNERS, slow)
-train.code_hash = lambda function: "0"
+train.training_code = lambda function: "0"
 list(train.run_phases(train.profile("smoke"), sys.argv[1], 3))
 """
 
