@@ -1137,6 +1137,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'daedalus/tables.py'),
                                  'daedalus.tables.MechanismArray._from_sequence': ( 'tables.html#mechanismarray._from_sequence',
                                                                                     'daedalus/tables.py'),
+                                 'daedalus.tables.MechanismArray._from_sequence_of_strings': ( 'tables.html#mechanismarray._from_sequence_of_strings',
+                                                                                               'daedalus/tables.py'),
                                  'daedalus.tables.MechanismArray._values_for_json': ( 'tables.html#mechanismarray._values_for_json',
                                                                                       'daedalus/tables.py'),
                                  'daedalus.tables.MechanismType': ('tables.html#mechanismtype', 'daedalus/tables.py'),

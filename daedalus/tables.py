@@ -96,6 +96,10 @@ class MechanismArray(ExtensionScalarOpsMixin, _Objects):
         return cls(scalars)
 
     @classmethod
+    def _from_sequence_of_strings(cls, strings, *, dtype, copy=False):
+        return cls(strings)
+
+    @classmethod
     def _from_factorized(cls, values, original):
         return cls(values)
 

@@ -98,6 +98,11 @@ def test_a_table_comes_back_from_a_file(table, way, gap, tmp_path):
     pd.testing.assert_frame_equal(back, table, check_dtype=False)
 
 
+def test_a_type_reads_a_column_of_a_csv_file(table):
+    back = pd.read_csv(io.StringIO(table.to_csv(index=False)), dtype={"mechanism": "mechanism"})
+    assert back["mechanism"].tolist() == table["mechanism"].tolist()
+
+
 def test_a_file_is_read_without_this_package(table, tmp_path):
     table.to_parquet(tmp_path / "t.parquet")
     code = "import sys, pandas as pd; t = pd.read_parquet(sys.argv[1]); print(t['mechanism'][0]); assert 'daedalus' not in sys.modules"
