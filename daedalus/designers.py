@@ -12,7 +12,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -87,7 +87,7 @@ class RandomDesigner(Designer):
 
 # %% ../nbs/06_designers.ipynb #design
 def as_designer(
-    designer: object,  # a designer, a function from an observation to a mechanism, or a mechanism
+    designer: Any,  # a designer, a function from an observation to a mechanism, or a mechanism
     name: str = "designer",  # of the argument, for the error
 ) -> Designer | Callable[[Observation], Mechanism]:
     """What plays: a mechanism stands for the designer that always plays it; ValueError for what cannot play."""

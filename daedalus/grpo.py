@@ -11,7 +11,7 @@ __all__ = ['REWARDS', 'SCORE_OF', 'FIXED', 'KEPT', 'GrpoAlgorithm', 'GrpoSetting
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -199,7 +199,9 @@ def chat_trainer() -> type:
 @cache
 def shared_prompt_trainer() -> type:
     """The class of trainer that reads each prompt once for its group."""
-    class SharedPromptTrainer(chat_trainer()):
+    base: Any = chat_trainer()
+
+    class SharedPromptTrainer(base):
         """TRL's GRPO for groups of equal prompts."""
 
         def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):

@@ -153,7 +153,7 @@ def code_hash(
     except (TypeError, OSError):
         raise ValueError(f"results of {function.__qualname__!r} cannot be kept, for it is not in a module: put it "
                          "into one, or give no folder") from None
-    file = Path(module.__file__).resolve()
+    file = Path(str(module.__file__)).resolve()
     if PACKAGE not in file.parents:
         root = file.parents[module.__name__.count(".")]
         code += [path.read_text(encoding="utf-8") for path in _modules_beside(file, root)]

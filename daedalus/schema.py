@@ -91,8 +91,7 @@ def whole_number(
 ) -> int:
     "A whole number of Python's or numpy's as an int; ValueError for anything else, also for True and 3.0."
     number = _plain(value)
-    whole = isinstance(number, int) and not isinstance(number, bool)
-    if whole and low <= number and (high is None or number <= high):
+    if isinstance(number, int) and not isinstance(number, bool) and low <= number and (high is None or number <= high):
         return int(number)
     allowed = f'from {low} to {high}' if high is not None else f'of at least {low:,}'
     raise ValueError(f'{name} must be a whole number {allowed}, not {reprlib.repr(value)}')

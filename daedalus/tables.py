@@ -7,6 +7,7 @@ __all__ = ['MechanismType', 'MechanismArray']
 
 # %% ../nbs/00_tables.ipynb #imports
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ class MechanismType(ExtensionDtype):
         return "object"
 
     @classmethod
-    def construct_array_type(cls) -> "type[MechanismArray]":
+    def construct_array_type(cls) -> Any:  # the class below
         """What a column of this type is made of."""
         return MechanismArray
 

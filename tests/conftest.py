@@ -28,3 +28,21 @@ def _counted_rounds():
 def counted_rounds():
     "`with counted_rounds() as spent` counts what is simulated within."
     return _counted_rounds
+
+
+# Whole files that train, serve, start processes or run notebooks: `pytest -m "not slow"` does not even import them.
+SLOW = {
+    f"test_{name}.py" for name in (
+        "ablations", "adapters", "arena", "cli", "contributing", "critic", "exploit", "export", "files", "first_hour", "grpo",
+        "iterate", "jobs", "language", "openenv", "paper", "pareto", "pipeline", "policy", "redteam", "rft", "runtime",
+        "screens", "search", "serve", "sft", "templates", "theory", "train", "verify")}
+
+
+def pytest_ignore_collect(collection_path, config):
+    return (collection_path.name in SLOW and config.option.markexpr == "not slow") or None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name in SLOW:
+            item.add_marker("slow")

@@ -68,6 +68,16 @@ def test_every_python_that_is_supported_is_tested():
     assert setup["with"]["python-version"] == "${{ matrix.python-version }}"
 
 
+def test_the_quick_tests_load_nothing_large():
+    """`pytest -m "not slow"` is over soon, and every file that it leaves out exists."""
+    from conftest import SLOW
+
+    assert all((CHECKOUT / "tests" / name).is_file() for name in SLOW)
+    quick = [path for path in (CHECKOUT / "tests").glob("test_*.py") if path.name not in SLOW]
+    large = re.compile(r"^(?:import|from) (?:torch|transformers|trl|gradio|fastapi)\b", flags=re.MULTILINE)
+    assert [path.name for path in quick if large.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_trl_is_the_version_whose_algorithm_is_written_out():
     assert f"trl=={PINS['trl']}" in SETTINGS["extras"]["train"].split()
 
