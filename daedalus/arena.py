@@ -246,8 +246,8 @@ def _lot_bids(
 ) -> list[tuple[str, str, int, bool]]:
     """A lot's bids: position in percent from the left and from the top, bidder, and whether it won."""
     n = len(seen.kind)
-    return [(f"{100 * (lot + 0.2 + 0.6 * (i + 0.5) / n) / LOTS:.2f}", _height(row[i]), i,
-             (seen.winner[lot] == i).sum() > unit)
+    return [(f"{100 * (lot + 0.2 + 0.6 * (i + 0.5) / n) / LOTS:.2f}", _height(row[i]), int(i),
+             bool((seen.winner[lot] == i).sum() > unit))
             for unit, row in enumerate((seen.bid[lot], seen.second_bid[lot])) for i in np.flatnonzero(row > 0)]
 
 # %% ../nbs/12_arena.ipynb #lot
@@ -722,7 +722,7 @@ def _play_again(
         raise ValueError(f"{where}_rules must have at most {length} steps, not {len(rows)}")
     for at, row in enumerate(rows, 1):
         try:
-            mechanism = Mechanism.from_array([float(number) for number in row.split("_")])
+            mechanism = Mechanism.from_array(np.array([float(number) for number in row.split("_")]))
         except ValueError as error:
             raise ValueError(f"{where}_rules, step {at}: {error}") from None
         side = side.step(FixedDesigner(mechanism))

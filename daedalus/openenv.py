@@ -242,11 +242,6 @@ class DaedalusOpenEnv(Environment[DaedalusAction, DaedalusObservation, DaedalusS
         return self._episodes is not None and self._episodes.done
 
     @property
-    def over(self) -> bool:
-        """Whether the last step of the episode has been played."""
-        return self._episodes is not None and self._episodes.done
-
-    @property
     def state(self) -> DaedalusState:
         """Where the episode stands."""
         self._refuse_closed()
