@@ -949,6 +949,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'daedalus.schema.mechanisms_to_array': ('schema.html#mechanisms_to_array', 'daedalus/schema.py'),
                                  'daedalus.schema.seed_number': ('schema.html#seed_number', 'daedalus/schema.py'),
                                  'daedalus.schema.whole': ('schema.html#whole', 'daedalus/schema.py'),
+                                 'daedalus.schema.whole_in_json': ('schema.html#whole_in_json', 'daedalus/schema.py'),
                                  'daedalus.schema.whole_number': ('schema.html#whole_number', 'daedalus/schema.py')},
             'daedalus.screens': { 'daedalus.screens.DataUnavailable': ('screens.html#dataunavailable', 'daedalus/screens.py'),
                                   'daedalus.screens._checksum': ('screens.html#_checksum', 'daedalus/screens.py'),

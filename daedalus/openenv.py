@@ -26,7 +26,7 @@ from . import __version__
 from .bidders import KINDS, Population
 from .env import EpisodeError, apportion, open_episodes, play_sessions
 from .market import METRICS, SCORED, SIGNALS
-from .schema import Mechanism, MechanismFields, Observation, RecentOutcome, Record, SEEDS, Switch, whole
+from .schema import Mechanism, MechanismFields, Observation, RecentOutcome, Record, SEEDS, Switch, whole_in_json
 
 # %% ../nbs/12_openenv.ipynb #options
 MOST_STEPS, LARGEST_SEED = 100, SEEDS - 1  # steps of an episode; the market has no more seeds
@@ -35,13 +35,13 @@ MOST_STEPS, LARGEST_SEED = 100, SEEDS - 1  # steps of an episode; the market has
 class ResetOptions(Record):
     """What a client asks of an episode."""
 
-    n_agents: Annotated[int, whole(1, 64)] = Field(8, description="bidders")
-    episode_length: Annotated[int, whole(1, MOST_STEPS)] = Field(10, description="steps in the episode")
-    stage: Annotated[int, whole(0, 4)] = Field(4, description="stage of the curriculum that the bidders are like")
+    n_agents: Annotated[int, whole_in_json(1, 64)] = Field(8, description="bidders")
+    episode_length: Annotated[int, whole_in_json(1, MOST_STEPS)] = Field(10, description="steps in the episode")
+    stage: Annotated[int, whole_in_json(0, 4)] = Field(4, description="stage of the curriculum that the bidders are like")
     population: Population | None = Field(None, description="the bidders themselves, instead of stage and n_agents")
-    seed: Annotated[int, whole(0, LARGEST_SEED)] | None = Field(
+    seed: Annotated[int, whole_in_json(0, LARGEST_SEED)] | None = Field(
         None, description="seed of the episode; without one, a new one is drawn")
-    episode: Annotated[int, whole(0, LARGEST_SEED)] = Field(0, description="which of the seed's episodes")
+    episode: Annotated[int, whole_in_json(0, LARGEST_SEED)] = Field(0, description="which of the seed's episodes")
     signals: Switch = Field(True, description="observations carry population signals and the last mechanism")
 
     @model_validator(mode="after")

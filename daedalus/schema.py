@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['AuctionType', 'CoalitionPolicy', 'AUCTION_TYPES', 'COALITION_POLICIES', 'MAX_RESERVE', 'MAX_PENALTY', 'Switch',
            'Number', 'Share', 'Natural', 'Positive', 'SEEDS', 'LONGEST_OBJECT', 'DEEPEST_BREAK', 'DOMAIN', 'FIELDS',
-           'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'SYSTEM_PROMPT', 'Checks', 'amount', 'whole', 'whole_number',
-           'seed_number', 'generator', 'Record', 'MechanismFields', 'MechanismError', 'Mechanism', 'distinct',
-           'mechanisms_to_array', 'Outcome', 'RecentOutcome', 'Observation']
+           'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'SYSTEM_PROMPT', 'Checks', 'amount', 'whole', 'whole_in_json',
+           'whole_number', 'seed_number', 'generator', 'Record', 'MechanismFields', 'MechanismError', 'Mechanism',
+           'distinct', 'mechanisms_to_array', 'Outcome', 'RecentOutcome', 'Observation']
 
 # %% ../nbs/00_schema.ipynb #schema-imports
 import json
@@ -59,20 +59,27 @@ def amount(
     return Checks(Strict(), Ge(0), Le(high), AfterValidator(abs), BeforeValidator(_plain))
 
 
-def _counted(
-    value: object,  # whatever was given for a whole number
-) -> object:
-    "A whole number that was written with a point, as JSON allows, as an integer; anything else unchanged."
-    value = _plain(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def whole(
     low: int,  # smallest value allowed
     high: int | None = None,  # largest value allowed; None: any
 ) -> Checks:
     "Marks an `int` as a whole number from `low` to `high`."
-    return Checks(Strict(), Ge(low), *([] if high is None else [Le(high)]), BeforeValidator(_counted))
+    return Checks(Strict(), Ge(low), *([] if high is None else [Le(high)]), BeforeValidator(_plain))
+
+
+def _counted(
+    value: object,  # whatever was given for a whole number
+) -> object:
+    "A whole number that was written with a point as an integer; anything else unchanged."
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def whole_in_json(
+    low: int,  # smallest value allowed
+    high: int | None = None,  # largest value allowed; None: any
+) -> Checks:
+    "The same for a number that comes as JSON, in which 42.0 is a whole number too."
+    return Checks(*whole(low, high), BeforeValidator(_counted))
 
 
 Share = Annotated[float, amount(1)]

@@ -41,7 +41,7 @@ from .market import SIGNALS, Score, Signal
 from .openenv import DaedalusAction, DaedalusObservation, DaedalusOpenEnv, DaedalusState, ResetOptions
 from .pages import figures, pages
 from .schema import (
-    FIELDS, INFORMED_GREEDY, Mechanism, MechanismError, Number, Observation, RecentOutcome, Record, whole)
+    FIELDS, INFORMED_GREEDY, Mechanism, MechanismError, Number, Observation, RecentOutcome, Record, whole_in_json)
 from .search import best_fixed
 from .sessions import LIMITS, Batch, Desk, Limits, Place, Places, ServiceError, Sessions, play_batch
 
@@ -242,8 +242,8 @@ class DesignRequest(Record):
     """What the designer is shown."""
 
     model_config = _example(round_number=1, market_outcomes=[{"welfare": 0.7, "fairness": 0.4, "participation": 1.0}])
-    round_number: Annotated[int, whole(0, 10**6)] = Field(0, description="steps played so far")
-    episode_length: Annotated[int, whole(1, 10**6)] = Field(10, description="steps in the episode")
+    round_number: Annotated[int, whole_in_json(0, 10**6)] = Field(0, description="steps played so far")
+    episode_length: Annotated[int, whole_in_json(1, 10**6)] = Field(10, description="steps in the episode")
     market_outcomes: tuple[RecentOutcome, ...] = Field((), max_length=1000, description="outcomes so far, oldest first")
     signals: dict[Signal, Number] | None = Field(None, description="population signals, all of them or none")
     mechanism: Mechanism | None = Field(None, description="the mechanism played last")

@@ -28,7 +28,7 @@ from .env import EpisodeError
 from .market import SCORES, simulate
 from .openenv import (
     LARGEST_SEED, MOST_STEPS, DaedalusAction, DaedalusObservation, DaedalusOpenEnv, DaedalusState)
-from .schema import Mechanism, Natural, Observation, Positive, Record, amount, whole
+from .schema import Mechanism, Natural, Observation, Positive, Record, amount, whole_in_json
 
 # %% ../nbs/12_sessions.ipynb #limits
 class Limits(Record):
@@ -341,10 +341,10 @@ class Entry(Record):
     """One episode of a batch."""
 
     mechanism: Mechanism = Field(Mechanism(), description="the rules, held for the whole episode")
-    stage: Annotated[int, whole(0, 4)] = Field(4, description="stage of the curriculum that the bidders are like")
+    stage: Annotated[int, whole_in_json(0, 4)] = Field(4, description="stage of the curriculum that the bidders are like")
     population: Population | None = Field(None, description="the bidders themselves, instead of a stage")
-    seed: Annotated[int, whole(0, LARGEST_SEED)] = Field(0, description="seed of the episode")
-    episode: Annotated[int, whole(0, LARGEST_SEED)] = Field(0, description="which of the seed's episodes")
+    seed: Annotated[int, whole_in_json(0, LARGEST_SEED)] = Field(0, description="seed of the episode")
+    episode: Annotated[int, whole_in_json(0, LARGEST_SEED)] = Field(0, description="which of the seed's episodes")
 
     @model_validator(mode="after")
     def _one_population(self):
@@ -358,7 +358,7 @@ class Batch(Record):
     """Many mechanisms to score."""
 
     entries: tuple[Entry, ...] = Field(min_length=1, max_length=MOST_ENTRIES, description="the episodes")
-    steps: Annotated[int, whole(1, MOST_STEPS)] = Field(10, description="steps of each episode")
+    steps: Annotated[int, whole_in_json(1, MOST_STEPS)] = Field(10, description="steps of each episode")
 
     @model_validator(mode="after")
     def _bounded(self):
