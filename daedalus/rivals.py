@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def _plain(
     """A rival as JSON."""
     if isinstance(designer, FixedDesigner):
         return {"library": [designer.mechanism.to_json()]}
-    model = designer.model
+    model: Any = designer.model
     parts = model._asdict() if isinstance(model, Critic) else {
         **{name: getattr(model.kernel, name) for name in ("center", "scale", "landmarks")}, "weights": model.weights, "mean": model.mean}
     return {"library": [mechanism.to_json() for mechanism in designer.library], "names": list(designer.names),
@@ -68,7 +68,7 @@ def learn(
     seed: int,
 ) -> list[dict]:  # for each of what is seen, a rival as JSON
     """Rivals that learn from the same examples, as a job."""
-    draw = CROWDS[meets]
+    draw: Any = CROWDS[meets]
     if how == "optimise_fixed":
         return [_plain(FixedDesigner(optimise_fixed(rounds, seed, draw)))]
     if how == "bandit":
@@ -102,7 +102,8 @@ def _save(
 ) -> None:
     """Keep a rival, exact to the bit, in one step."""
     half = file.with_suffix(".half.npz")
-    np.savez(half, **{name: _array(part) for name, part in plain.items()})
+    arrays: dict[str, Any] = {name: _array(part) for name, part in plain.items()}
+    np.savez(half, **arrays)
     os.replace(half, file)
 
 

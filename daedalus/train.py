@@ -204,7 +204,7 @@ def _set_aside(
     *paths: Path,  # what was kept
 ) -> None:
     """Say why something that is kept is not taken over, and move it out of the way, where it is not damaged."""
-    paths = [path for path in paths if path.exists()]
+    paths = tuple(path for path in paths if path.exists())
     if not paths:
         return
     if not told:
