@@ -285,7 +285,7 @@ def in_threads(
         with use_threads(1):
             return function(part)
 
-    if len(parts) == 1 or thread_count() == 1:
+    if len(parts) < 2 or thread_count() == 1:
         return [alone(part) for part in parts]
     with ThreadPoolExecutor(min(len(parts), thread_count())) as pool:
         return list(pool.map(alone, parts))
