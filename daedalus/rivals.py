@@ -41,10 +41,13 @@ RIVALS = {
     "optimised-fixed": Rival("optimise_fixed", 10_000_000, "nothing", "stages and open"),
     "bandit": Rival("bandit", 3_000_000, "signals", "stages and open"),
     "bandit-published": Rival("bandit", 3_000_000, "published", "stages and open"),
+    "contextual": Rival("contextual", 32_231_420, "signals", "stages and open"),
+    "contextual-published": Rival("contextual", 32_231_420, "published", "stages and open"),
     "contextual-1m": Rival("contextual", 1_000_000, "signals", "open"),
     "contextual-100k": Rival("contextual", 100_000, "signals", "open"),
 }
-LESSONS = (("optimised-fixed",), ("bandit",), ("bandit-published",), ("contextual-1m",), ("contextual-100k",))  # those in brackets learn from the same examples; longest first
+LESSONS = (("contextual", "contextual-published"), ("optimised-fixed",), ("bandit",), ("bandit-published",),
+           ("contextual-1m",), ("contextual-100k",))  # those in brackets learn from the same examples; longest first
 
 # %% ../nbs/10_rivals.ipynb #learn
 def _plain(

@@ -26,6 +26,13 @@ def test_the_record_is_of_the_committed_files():
     assert record["provenance"]["parameters"] == {"seed": 0} and record["packages"]["torch"] and len(record["code"]) == 16
 
 
+def test_the_contextual_policy_learned_from_as_many_rounds_as_the_committed_designer():
+    from daedalus.train import SHIPPED
+
+    reports = json.loads((data_dir() / "training" / f"small-{SHIPPED}.json").read_text())["reports"]
+    assert RIVALS["contextual"].rounds == list(reports.values())[-1]["rounds"]
+
+
 def test_no_pickle_and_no_date_is_in_the_files():
     for file in COMMITTED.glob("*.npz"):
         with np.load(file, allow_pickle=False) as kept:
@@ -74,7 +81,7 @@ def test_learning_goes_on_where_it_was_interrupted(small, tmp_path, monkeypatch)
     assert not (tmp_path / "first" / "record.json").exists()
     monkeypatch.setattr(rivals, "run_jobs", lambda *others: lessons.append(run(*others)) or lessons[-1])
     record = learn_rivals(tmp_path / "first", folder=tmp_path / "kept")
-    assert [each.kept for each in lessons[0]] == [False] * 2 + [True] * 3
+    assert [each.kept for each in lessons[0]] == [False] * 3 + [True] * 3
     shutil.rmtree(tmp_path / "kept")
     assert record["hash"] == files_hash(tmp_path / "first")
     assert record["rivals"]["contextual-100k"]["hash"] == rivals_record()["rivals"]["contextual-100k"]["hash"]
