@@ -58,7 +58,8 @@ def _plain(
         return {"library": [designer.mechanism.to_json()]}
     model: Any = designer.model
     parts = model._asdict() if isinstance(model, Critic) else {
-        **{name: getattr(model.kernel, name) for name in ("center", "scale", "landmarks")}, "weights": model.weights, "mean": model.mean}
+        **{name: getattr(model.kernel, name) for name in ("center", "scale", "landmarks")},
+        "weights": model.weights, "mean": model.mean}
     return {"library": [mechanism.to_json() for mechanism in designer.library], "names": list(designer.names),
             **{name: np.asarray(part).tolist() for name, part in parts.items()}}
 

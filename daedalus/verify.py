@@ -272,7 +272,8 @@ def rival_learned(
 ) -> str:
     """A hash of a rival's file when it learns again, in a process that rounds as those of notebooks do."""
     code = f"from daedalus.rivals import learned_hash; print(learned_hash({name!r}, {source['parameters']['seed']}))"
-    told = subprocess.run([sys.executable, "-c", code], env={**os.environ, **steady()}, capture_output=True, text=True, check=True)
+    told = subprocess.run([sys.executable, "-c", code], env={**os.environ, **steady()}, capture_output=True, text=True,
+                          check=True)
     return told.stdout.strip()
 
 

@@ -95,7 +95,7 @@ def test_a_plain_function_is_a_designer():
 
 
 def test_what_a_designer_must_return():
-    with pytest.raises(ValueError, match="mechanisms must hold Mechanism objects, not 'vcg'"):
+    with pytest.raises(ValueError, match="a designer must return a Mechanism, not 'vcg'"):
         play(lambda observation: "vcg", STAGES, 0)
 
     class Short(Designer):
