@@ -1,5 +1,6 @@
 """Variants of a recipe: what each changes, how they are trained and resumed, and intervals over seeds and episodes."""
 
+import functools
 import json
 import re
 
@@ -108,6 +109,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypa
     _, whole = trained
     run, called = variants.run_variant, []
 
+    @functools.wraps(run)   # records are of the code of its module
     def interrupted(*args):
         called.append(args)
         if len(called) == 2:
@@ -128,6 +130,7 @@ def test_a_changed_variant_alone_is_trained_again(trained, monkeypatch):
     folder, before = trained
     called = []
 
+    @functools.wraps(variants.run_variant)
     def untrained(profile, seed, work, *others):
         called.append(profile)
         work.mkdir()

@@ -102,7 +102,7 @@ def test_what_a_designer_must_return():
         def design_batch(self, observations):
             return [DEFAULT_MECHANISM]
 
-    with pytest.raises(ValueError, match="one for each of the 5 markets, not 1"):
+    with pytest.raises(ValueError, match="one mechanism for each of the 5 observations, not 1"):
         play(Short(), STAGES, 0)
 
 
