@@ -184,11 +184,12 @@ def episode_rewards(
     suite: str,
     statistic: str = "mean",  # or "IQR"
     decimals: int | None = None,  # to which the committed number was rounded; None: not at all
+    episodes: str = "many",  # parameter of the notebook that says how many there were
 ) -> float:
     """The mean or the interquartile range of what a designer earns in the episodes behind a committed number."""
     from daedalus.evaluate import interquartile_range
 
-    rewards = _rewards(designer, suite, source["parameters"]["many"], source["parameters"]["seed"])
+    rewards = _rewards(designer, suite, source["parameters"][episodes], source["parameters"]["seed"])
     found = float(rewards.mean() if statistic == "mean" else interquartile_range(rewards))
     return found if decimals is None else round(found, decimals)
 
