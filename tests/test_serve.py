@@ -840,6 +840,7 @@ def test_a_killed_server_comes_back_and_its_log_tells_no_tales(tmp_path):
         env.step(Mechanism())
         say_secrets(server)
         failed = server.http.post("/api/design", json={"round_number": 13})
+        server.health()   # answered when the log's line about the request before is written
         child.send_signal(signal.SIGKILL)
         child.wait()
         with pytest.raises((ConnectionError, ConnectionClosed)) as lost:
