@@ -164,7 +164,7 @@ def verdict(
         return "same"
     return "within" if holds(tolerance, before, now, beside) else "MISS"
 
-# %% ../nbs/13_verify.ipynb #spots
+# %% ../nbs/13_verify.ipynb #spot-rewards
 @cache
 def _rewards(
     designer: str,  # a name of `yardsticks`
@@ -213,7 +213,7 @@ def trained_rewards(
     """The rewards of the first episodes, asked anew of the committed language model."""
     return _trained_rewards(episodes)[f"{suite}, signals"]["rewards"]
 
-
+# %% ../nbs/13_verify.ipynb #spot-parameters
 def parameters(
     source: dict,  # of no use here: the model's shape says it all
     profile: str,  # of data/training.json
@@ -233,7 +233,7 @@ def _parameters(
 
     return count_parameters(profile_of(profile).policy)
 
-
+# %% ../nbs/13_verify.ipynb #spot-cells
 def cells(
     source: dict,  # provenance of the committed number: notebook and parameters
     run: Sequence[str],  # ids of the cells to run, in order
@@ -257,7 +257,7 @@ def _run_cells(
         exec(compile(sources[name], f"{notebook}, cell {name}", "exec"), found)
     return found
 
-
+# %% ../nbs/13_verify.ipynb #spot-rivals
 def rivals_files(
     source: dict,  # of no use here
 ) -> str:
@@ -277,7 +277,7 @@ def rival_learned(
                           check=True)
     return told.stdout.strip()
 
-
+# %% ../nbs/13_verify.ipynb #spots
 SPOTS: dict[str, Callable] = {function.__name__: function for function in (
     episode_rewards, trained_rewards, parameters, cells, rivals_files, rival_learned)}
 
@@ -617,7 +617,7 @@ def _conclude(
           f"{words.count('skipped')} skipped, {missed} missed; {others:,} other values or figures missed")
     return 1 if missed or others else 0
 
-# %% ../nbs/13_verify.ipynb #trace
+# %% ../nbs/13_verify.ipynb #trace-origin
 def _writing_cell(
     result: str,
     notebook: str,
@@ -651,7 +651,7 @@ def _origin(
         yield f"parameters: {told}"
     yield "versions:   " + ", ".join(f"{name} {number}" for name, number in source["versions"].items())
 
-
+# %% ../nbs/13_verify.ipynb #trace-claim
 def _trace_claim(
     claim: Claim,
 ) -> Iterator[str]:
@@ -668,7 +668,7 @@ def _trace_claim(
     if claim.spot:
         yield f"alone:      {command(claim, 'smoke')}"
 
-
+# %% ../nbs/13_verify.ipynb #trace
 def _same_number(
     text: str,  # a number as printed, such as "0.657" or "-.02"
     value: Any,
