@@ -363,17 +363,20 @@ def test_missing_public_data_is_a_skip_and_tried_again(write_notebook, project, 
 def run_side_by_side(write_notebook, tmp_path, monkeypatch):
     """Runs notebooks, given as {name: code}, two at a time; those of `alone` by themselves. Returns the exit code.
 
-    Each notebook first leaves a file with its name in the folder `there`, and takes it away at its end.
+    Each notebook first leaves a file with its name in the folders `there` and `came`. It takes the first away at its
+    end; the second stays, so that whoever waits for a notebook cannot miss it.
     """
     monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
     monkeypatch.setattr(reproduce, "DOIT_CONFIG", {"backend": "json", "dep_file": str(tmp_path / "doit.json")})
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path / "data")
     (tmp_path / "there").mkdir()
+    (tmp_path / "came").mkdir()
 
     def run(sources, **lists):
         results.write_text(tmp_path / "data" / "params.json", json.dumps({"smoke": {}, "paper": {}} | lists))
-        start = "import pathlib, time\nthere = pathlib.Path('there')\n"
-        made = [write_notebook(code_cell("defaults", f"{start}(there / '{name}').touch()", "parameters"),
+        start = "import pathlib, time\nthere, came = pathlib.Path('there'), pathlib.Path('came')\n"
+        arrive = "(there / '{0}').touch(); (came / '{0}').touch()"
+        made = [write_notebook(code_cell("defaults", start + arrive.format(name), "parameters"),
                                code_cell("work", code), code_cell("leave", f"(there / '{name}').unlink()"), name=name)
                 for name, code in sources.items()]
         monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: made)
@@ -383,11 +386,10 @@ def run_side_by_side(write_notebook, tmp_path, monkeypatch):
 
 
 MEET = """
-for _ in range(1200):
-    if (there / '{0}').exists(): break
+for _ in range(2400):
+    if (came / '{0}').exists(): break
     time.sleep(0.05)
-assert (there / '{0}').exists()
-time.sleep(0.5)
+assert (came / '{0}').exists()
 """
 
 
