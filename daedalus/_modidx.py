@@ -283,7 +283,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'daedalus.designers._lever_row': ('designers.html#_lever_row', 'daedalus/designers.py'),
                                     'daedalus.designers._levers': ('designers.html#_levers', 'daedalus/designers.py'),
                                     'daedalus.designers._scores': ('designers.html#_scores', 'daedalus/designers.py'),
-                                    'daedalus.designers._step_table': ('designers.html#_step_table', 'daedalus/designers.py'),
+                                    'daedalus.designers._steps_table': ('designers.html#_steps_table', 'daedalus/designers.py'),
                                     'daedalus.designers.as_designer': ('designers.html#as_designer', 'daedalus/designers.py'),
                                     'daedalus.designers.explore': ('designers.html#explore', 'daedalus/designers.py'),
                                     'daedalus.designers.holding_rewards': ('designers.html#holding_rewards', 'daedalus/designers.py'),

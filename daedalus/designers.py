@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .bidders import Population
 from .env import RECENT, Episodes, observe, open_episodes, play_step
-from .market import SCORES, SIGNALS
+from .market import SCORES, SIGNALS, Outcomes
 from .schema import (
     DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, Mechanism, Observation, RecentOutcome, generator, seed_number)
 
@@ -125,15 +125,17 @@ def _design(
     return found
 
 # %% ../nbs/06_designers.ipynb #step-table
-def _step_table(
-    episodes: Episodes,  # after a step
-) -> dict[str, Sequence]:
-    """The scores of the last step by name, and what was played."""
+def _steps_table(
+    outcomes: Sequence[Outcomes],  # of each step, arrays [batch]
+    mechanisms: Sequence[Sequence[Mechanism]],  # of each step, [batch]
+) -> dict[str, Any]:
+    """Columns with a row for each episode and step, the steps of an episode below each other."""
     from daedalus.tables import MechanismArray
 
-    last, batch = episodes.recent[-1], len(episodes.mechanisms)
-    scores = {name: getattr(last, name) for name in SCORES}
-    return {"step": [episodes.round_number] * batch, **scores, "mechanism": MechanismArray(episodes.mechanisms)}
+    steps, batch = len(outcomes), len(mechanisms[0])
+    scores = {name: np.stack([getattr(step, name) for step in outcomes], 1).ravel() for name in SCORES}
+    played = MechanismArray([each for episode in zip(*mechanisms) for each in episode])
+    return {"step": np.tile(np.arange(1, 1 + steps), batch), **scores, "mechanism": played}
 
 # %% ../nbs/06_designers.ipynb #play
 def play(
@@ -153,12 +155,14 @@ def play(
     designer, episodes = as_designer(designer), open_episodes(populations, seeds, steps)
     key, batch = episodes.market.key, len(episodes.market.key)
     names = [str(populations)] * batch if isinstance(populations, Population) else list(map(str, populations))
-    who = {"index": range(batch), "seed": key[:, 0], "episode": key[:, 1], "population": names}
-    tables = []
+    who = {"index": np.arange(batch), "seed": key[:, 0], "episode": key[:, 1], "population": np.array(names, object)}
+    outcomes, mechanisms = [], []
     for _ in tqdm(range(episodes.episode_length), desc="steps", leave=False, disable=None):
         episodes = play_step(episodes, _design(designer, episodes))
-        tables.append(pd.DataFrame({**who, **_step_table(episodes)}))
-    return pd.concat(tables).sort_values("index", kind="stable", ignore_index=True)
+        outcomes.append(episodes.recent[-1])
+        mechanisms.append(episodes.mechanisms)
+    who = {name: np.repeat(column, len(outcomes)) for name, column in who.items()}
+    return pd.DataFrame(who | _steps_table(outcomes, mechanisms))
 
 # %% ../nbs/06_designers.ipynb #readings-parts
 def _scores(

@@ -90,7 +90,8 @@ class MechanismArray(ExtensionScalarOpsMixin, _Objects):
         values: Sequence,  # mechanisms, their JSON, or gaps
     ):
         self._values = np.empty(len(values), object)
-        self._values[:] = [_read(value) for value in values]
+        for at, value in enumerate(values):  # one by one: NumPy would look into each mechanism for an array
+            self._values[at] = _read(value)
 
     @classmethod
     def _from_sequence(cls, scalars, *, dtype=None, copy=False):
