@@ -23,8 +23,8 @@ quick: $(PLAYS) ## the published comparison and the paper again, from what is co
 reproduce: $(READY) ## run every notebook at full size; remake results, figures and README.md
 	$(REPRODUCE) --profile paper --keep-outputs
 
-verify: $(READY) ## recompute every committed number at full size and compare; a few: daedalus reproduce --verify
-	$(REPRODUCE) --verify --profile paper
+verify: $(READY) ## recompute every committed number at full size and compare; a few: daedalus verify
+	$(BIN)/daedalus verify $(if $(JOBS),--jobs $(JOBS)) --profile paper
 
 test: $(READY) export ## everything CI checks: export, style, types, every notebook at smoke size, a few paper numbers, pytest
 	@if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then \
@@ -34,7 +34,7 @@ test: $(READY) export ## everything CI checks: export, style, types, every noteb
 	$(BIN)/ruff check --quiet
 	$(BIN)/mypy
 	$(REPRODUCE) --profile smoke
-	$(BIN)/daedalus reproduce --verify --profile smoke
+	$(BIN)/daedalus verify
 	@if [ "$$($(TREE))" = "$$(cat build/tests.passed 2>/dev/null)" ]; then \
 	  echo "Nothing changed since all tests passed; remove build/tests.passed to run them again."; \
 	else OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile tests \

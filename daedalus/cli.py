@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'UNWRITABLE', 'EXTRAS', 'IMAGE', 'Ended', 'signals_as_interrupts', 'says_what_is_wrong', 'inference', 'train',
-           'ablate', 'rivals', 'search', 'reproduce', 'serve', 'main']
+           'ablate', 'rivals', 'search', 'reproduce', 'verify', 'trace', 'serve', 'main']
 
 # %% ../nbs/14_cli.ipynb #imports
 import errno
@@ -414,22 +414,12 @@ def search(
     return 0
 
 # %% ../nbs/14_cli.ipynb #reproduce
-def _verify(
-    profile: str,
-    only: str | None,
-    list_: bool,
-    force: bool,
+def _check_jobs(
     jobs: int | None,
-) -> int:  # the exit code
-    """Recompute the committed numbers, or list the claims about them."""
-    from daedalus import verify as checker
-
-    _quieten()
-    if not list_:
-        return checker.verify(profile, only, force, jobs)
-    for claim in checker.claims():
-        typer.echo(f"{claim.id:32} {'alone, or ' if claim.spot else 'only '}at full size: {claim.sentence}")
-    return 0
+) -> None:
+    """Refuse less than one notebook at a time."""
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"--jobs must be 1 or more, not {jobs}")
 
 
 @app.command()
@@ -437,39 +427,23 @@ def _verify(
 def reproduce(
     profile: Annotated[str, typer.Option(
         help="smoke: small. paper: full size, replaces what is committed. quick: the headline.")] = "smoke",
-    only: Annotated[list[str] | None, typer.Option(help="Notebook, such as 20_theory; may repeat. Or a claim.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Notebook, such as 20_theory; may repeat.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Say which would run, and run none.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Run even where nothing changed.")] = False,
     keep_outputs: Annotated[bool, typer.Option("--keep-outputs", help="Copy outputs to nbs/ and README.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print what the notebook printed; with --only.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Recompute committed numbers; exit 1 on a miss.")] = False,
     jobs: Annotated[int | None, typer.Option(help="Notebooks at a time, 1 or more. [the cores, at most 4]")] = None,
-    trace: Annotated[str | None, typer.Option(help="Say where a claim, or a printed number, comes from.")] = None,
 ) -> int:
-    """Run the notebooks; verify and trace their numbers.
+    """Run the notebooks.
 
     Only what changed runs. Executed notebooks go to build/nbs. A run that was interrupted goes on where it stopped.
-    With --verify the table of claims is printed: at profile smoke numbers that can be recomputed within seconds, at
-    profile paper all of them.
     """
     from daedalus import reproduce as runner
 
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"--jobs must be 1 or more, not {jobs}")
+    _check_jobs(jobs)
     only = only or []
     if show and len(only) != 1:
         raise ValueError("--show needs --only NAME, once")
-    if verify and len(only) > 1:
-        raise ValueError("--verify takes --only once: verify one after the other, or all")
-    if verify and (show or keep_outputs):
-        raise ValueError("--verify leaves the notebooks alone: do without --show and --keep-outputs")
-    if trace is not None:
-        from daedalus.verify import trace as lines
-
-        typer.echo("\n".join(lines(trace)))
-        return 0
-    if verify:
-        return _verify(profile, only[0] if only else None, list_, force, jobs)
     if list_:
         for line in runner.listing(profile):
             typer.echo(line)
@@ -482,6 +456,44 @@ def reproduce(
     if show and code == 0:
         typer.echo(runner.printed(runner.built(runner.NOTEBOOKS / f"{only[0]}.ipynb", profile)))
     return code
+
+# %% ../nbs/14_cli.ipynb #verify
+@app.command()
+@says_what_is_wrong
+def verify(
+    profile: Annotated[str, typer.Option(help="smoke: what takes seconds. paper: everything, at full size.")] = "smoke",
+    only: Annotated[str | None, typer.Option(help="A claim, or a notebook such as 20_theory.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Say which claims there are, and recompute none.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Recompute even where nothing changed.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Notebooks at a time, 1 or more. [the cores, at most 4]")] = None,
+) -> int:
+    """Recompute the committed numbers; exit with 1 if one is missed.
+
+    The table of claims is printed, and kept in build/verify. The committed numbers stay as they are.
+    """
+    from daedalus import verify as checker
+
+    _check_jobs(jobs)
+    _quieten()
+    if not list_:
+        return checker.verify(profile, only, force, jobs)
+    for claim in checker.claims():
+        typer.echo(f"{claim.id:32} {'alone, or ' if claim.spot else 'only '}at full size: {claim.sentence}")
+    return 0
+
+# %% ../nbs/14_cli.ipynb #trace
+@app.command(context_settings={"ignore_unknown_options": True})
+@says_what_is_wrong
+def trace(
+    number: Annotated[str, typer.Argument(help="As it is printed, such as 0.434; or the id of a claim.")],
+) -> None:
+    """Say where a number comes from.
+
+    The result that holds it, the notebook, cell, seed and parameters behind that, and the command that makes it again.
+    """
+    from daedalus.verify import trace as lines
+
+    typer.echo("\n".join(lines(number)))
 
 # %% ../nbs/14_cli.ipynb #serve
 def _check_port(

@@ -334,7 +334,7 @@ def command(
     profile: str,  # "smoke": the spot check; "paper": the whole notebook
 ) -> str:
     """The command that recomputes a claim."""
-    return f"daedalus reproduce --verify --only {claim.id}" + (" --profile paper" if profile == "paper" else "")
+    return f"daedalus verify --only {claim.id}" + (" --profile paper" if profile == "paper" else "")
 
 
 def _row(
@@ -556,7 +556,7 @@ def _chosen(
     if profile == "smoke":
         found = [claim for claim in found if claim.spot or claim.id == only]
     if only and not found and (profile == "smoke" or only not in written):
-        ids = "the id of a claim, see --list --verify" if only not in written else "one with a spot check"
+        ids = "the id of a claim, see --list" if only not in written else "one with a spot check"
         raise ValueError(f"there is no claim {only!r} to verify at profile {profile}: name a notebook or {ids}")
     needed = {writer.get(claim.result or "") for claim in found} | ({only} if only in written else set())
     return found, [name for name in written if only is None or name in needed]
@@ -641,7 +641,7 @@ def _origin(
         cell = _writing_cell(result, notebook)
         yield f"made by:    nbs/{notebook}.ipynb" + (f", cell {cell!r}" if cell else ", in a checkout of the project")
         yield f"parameters: {told}"
-        yield f"again:      daedalus reproduce --verify --profile paper --only {notebook}"
+        yield f"again:      daedalus verify --profile paper --only {notebook}"
     elif result == "rivals/record":
         yield "made by:    daedalus rivals"
         yield f"parameters: {told}"
@@ -687,7 +687,7 @@ def trace(
         return
     text = what.replace(",", "").replace("\u2212", "-")
     if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", text):
-        raise ValueError(f"--trace {what!r} is neither the id of a claim, see --list --verify, nor a number")
+        raise ValueError(f"{what!r} is neither the id of a claim, see `daedalus verify --list`, nor a number")
     found = False
     for result in sorted(file.stem for file in (data_dir() / "results").glob("*.json")):
         places = [(keys, value) for keys, value in leaves(committed(result)["value"]) if _same_number(text, value)]

@@ -293,9 +293,9 @@ def test_a_command_refuses_a_working_folder_that_is_read_only(words, below_a_fil
 
 
 @pytest.mark.parametrize(("words", "place"), [
-    ("", "BUILD"), ("--verify", "BUILD"), ("--profile paper --only 20_theory", "BUILD"),
-    ("--profile paper --only 20_theory", "results"), ("--profile paper --only 20_theory", "figures"),
-    ("--keep-outputs --only 20_theory", "CHECKOUT")])
+    ("reproduce", "BUILD"), ("verify", "BUILD"), ("reproduce --profile paper --only 20_theory", "BUILD"),
+    ("reproduce --profile paper --only 20_theory", "results"), ("reproduce --profile paper --only 20_theory", "figures"),
+    ("reproduce --keep-outputs --only 20_theory", "CHECKOUT")])
 def test_notebooks_do_not_run_where_their_results_could_not_be_kept(words, place, below_a_file, monkeypatch):
     known = {name: results.committed_dir(name) for name in ("results", "figures")}
     if place in known:
@@ -303,7 +303,7 @@ def test_notebooks_do_not_run_where_their_results_could_not_be_kept(words, place
     else:
         for module in (reproduce, verify):
             monkeypatch.setattr(module, place, below_a_file, raising=False)
-    done = CliRunner().invoke(app, ["reproduce", *words.split()])
+    done = CliRunner().invoke(app, words.split())
     assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output
     assert f"{str(below_a_file)!r} cannot be written" in done.stderr
 
@@ -433,7 +433,7 @@ def test_an_installed_copy_writes_into_the_working_folder(installed):
     assert "'build', 'results') ('build', 'figures') 3" in told and "elsewhere" in told
 
 
-@pytest.mark.parametrize("words", [["reproduce"], ["reproduce", "--list"], ["reproduce", "--verify"],
+@pytest.mark.parametrize("words", [["reproduce"], ["reproduce", "--list"], ["verify"],
                                    ["reproduce", "--only", "20_theory", "--show"]], ids=" ".join)
 def test_what_needs_a_checkout_says_so(installed, words):
     assert installed(*words, status=2, without="doit papermill") == (
@@ -441,10 +441,10 @@ def test_what_needs_a_checkout_says_so(installed, words):
 
 
 def test_numbers_are_traced_from_the_data_that_comes_along(installed):
-    told = installed("reproduce", "--trace", "random-mean")
+    told = installed("trace", "random-mean")
     assert "made by:    nbs/11_evaluate.ipynb, in a checkout of the project" in told and "committed:  " in told
-    assert "data/results/" in installed("reproduce", "--trace", "0.663")
-    assert installed("reproduce", "--list", "--verify").count("\n") == len(verify.claims())
+    assert "data/results/" in installed("trace", "0.663")
+    assert installed("verify", "--list").count("\n") == len(verify.claims())
 
 
 @pytest.mark.parametrize(("words", "without", "sentence"), [

@@ -233,7 +233,7 @@ def project(tmp_path, monkeypatch):
 def test_all_is_found_again_and_not_run_twice(project, tmp_path, capfd):
     assert verify.verify("paper") == 0
     told = capfd.readouterr().out
-    again = "daedalus reproduce --verify --only mean --profile paper"
+    again = "daedalus verify --only mean --profile paper"
     assert re.search(rf"the mean +0\.5000 +0\.5000 +same +[\d.]+ +{again}", told)
     assert "of 3 other values 2 are the same, 1 within their tolerance, 0 missed; 2 of 2 figures the same" in told
     assert "1 claims: 1 the same, 0 within" in told
@@ -315,7 +315,7 @@ def test_two_claims_with_one_id_are_refused(monkeypatch):
 def test_a_claim_is_traced(project):
     told = "\n".join(verify.trace("mean"))
     for part in ("the mean", "committed:  0.5", "data/results/table.json, at mean", "nbs/30_table.ipynb, cell 'cell-1'",
-                 "seed = 0, n = 2", "--verify --profile paper --only 30_table", "--verify --only mean"):
+                 "seed = 0, n = 2", "daedalus verify --profile paper --only 30_table", "daedalus verify --only mean"):
         assert part in told
 
 
@@ -353,31 +353,43 @@ def test_every_claim_of_the_paper_is_traced():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("--verify --only nothing", "there is no claim 'nothing' to verify at profile smoke"),
-        ("--verify --only nothing --profile paper", "there is no claim 'nothing' to verify at profile paper"),
-        ("--verify --only 25_speed", "there is no claim '25_speed' to verify at profile smoke"),
-        ("--verify --only gap-open", "claim 'gap-open' has no spot check: it needs --profile paper"),
-        ("--verify --profile huge", "profile 'huge' is unknown: use one of smoke, paper"),
-        ("--verify --keep-outputs", "--verify leaves the notebooks alone"),
-        ("--trace nothing", "--trace 'nothing' is neither the id of a claim"),
+        ("verify --only nothing", "there is no claim 'nothing' to verify at profile smoke"),
+        ("verify --only nothing --profile paper", "there is no claim 'nothing' to verify at profile paper"),
+        ("verify --only 25_speed", "there is no claim '25_speed' to verify at profile smoke"),
+        ("verify --only gap-open", "claim 'gap-open' has no spot check: it needs --profile paper"),
+        ("verify --profile huge", "profile 'huge' is unknown: use one of smoke, paper"),
+        ("trace nothing", "'nothing' is neither the id of a claim, see `daedalus verify --list`, nor a number"),
+        ("trace -nothing", "'-nothing' is neither the id of a claim"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence):
-    done = CliRunner().invoke(app, ["reproduce", *arguments.split()])
+    done = CliRunner().invoke(app, arguments.split())
     assert done.exit_code == 2
     assert done.stderr.startswith(f"daedalus: {sentence}") and done.stderr.count("\n") == 1
 
 
 def test_the_claims_are_listed():
-    done = CliRunner().invoke(app, ["reproduce", "--list", "--verify"])
+    done = CliRunner().invoke(app, ["verify", "--list"])
     assert done.exit_code == 0
     assert [line.split()[0] for line in done.output.splitlines()] == list(CLAIMS)
 
 
+@pytest.mark.parametrize("number", ["-0.579", "-.579", "\u22120.579"])
+def test_a_number_below_zero_is_no_option(number):
+    done = CliRunner().invoke(app, ["trace", number])
+    assert done.exit_code == 0 and "training reward after = -0.579" in done.output
+
+
+def test_to_verify_and_to_trace_are_commands_and_no_flags():
+    for words in (["reproduce", "--verify"], ["reproduce", "--trace", "0.434"]):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 2 and "No such option" in done.stderr
+
+
 def test_the_exit_code_of_a_miss(project):
-    assert CliRunner().invoke(app, ["reproduce", "--verify"]).exit_code == 0
+    assert CliRunner().invoke(app, ["verify"]).exit_code == 0
     project(mean=0.6)
-    assert CliRunner().invoke(app, ["reproduce", "--verify"]).exit_code == 1
+    assert CliRunner().invoke(app, ["verify"]).exit_code == 1
 
 
 def test_a_claim_is_immutable():
