@@ -24,8 +24,8 @@ from urllib.parse import parse_qsl, urlencode
 import numpy as np
 
 from .bidders import COLLUDER, FLIP, KINDS, SHILL, TRUTHFUL, Population, shade
-from .designers import Designer, FixedDesigner
-from .env import SUITES, Episodes, observe, open_episodes, outcome_of, play_step, suite
+from .designers import Designer, FixedDesigner, ask
+from .env import SUITES, Episodes, open_episodes, outcome_of, play_step, suite
 from .market import LOTS, WARM_UP, new_market
 from .results import repository
 from .schema import DEFAULT_MECHANISM, DOMAIN, FIELDS, Mechanism, MechanismError, MechanismFields, Outcome
@@ -77,9 +77,7 @@ class Side:
     ) -> "Side":
         """The side one step later, or the same side with what went wrong."""
         try:
-            mechanism = designer(observe(self.episodes)[0])
-            if not isinstance(mechanism, Mechanism):
-                raise ValueError(f"a designer must answer with a Mechanism, not {type(mechanism).__name__}")
+            mechanism, = ask(designer, self.episodes)
         except Exception as error:
             logging.getLogger(__name__).warning("designer %s failed", self.designer, exc_info=True)
             return replace(self, trouble=_trouble(self.designer, error))

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['informed_greedy', 'PUBLISHED_READINGS', 'READINGS', 'STRAY', 'DESIGNERS', 'Designer', 'FixedDesigner',
-           'RandomDesigner', 'as_designer', 'play', 'readings', 'readings_table', 'holding_rewards', 'promising',
-           'playing_on_rewards', 'explore', 'Kernel', 'KernelRidge', 'Model', 'ContextualDesigner']
+           'BatchDesigner', 'RandomDesigner', 'as_designer', 'ask', 'play', 'readings', 'readings_table',
+           'holding_rewards', 'promising', 'playing_on_rewards', 'explore', 'Kernel', 'KernelRidge', 'Model',
+           'ContextualDesigner']
 
 # %% ../nbs/06_designers.ipynb #imports
 import reprlib
@@ -64,6 +65,13 @@ class FixedDesigner(Designer):
 
 informed_greedy = FixedDesigner(INFORMED_GREEDY)
 
+# %% ../nbs/06_designers.ipynb #batch
+class BatchDesigner(Designer, Protocol):
+    """A designer that is defined by what it answers to many: `design_batch` is to be written, one is many of one."""
+
+    def __call__(self, observation: Observation) -> Mechanism:
+        return self.design_batch([observation])[0]
+
 # %% ../nbs/06_designers.ipynb #random
 @dataclass(frozen=True)
 class RandomDesigner(Designer):
@@ -101,28 +109,47 @@ def as_designer(
                          f"not {reprlib.repr(designer)}")
     return designer
 
-
-def _design(
-    designer: Designer | Callable[[Observation], Mechanism],
-    episodes: Episodes,
+# %% ../nbs/06_designers.ipynb #ask
+def _answers(
+    given: Any,  # what a designer returned: a mechanism for each, or one for all
+    count: int,  # how many were asked for
+    method: str,  # that was asked, for the error
+    what: str,  # it was asked for, likewise
 ) -> list[Mechanism]:
-    """The designer's mechanism for each episode, from the batch or from observations; a function is asked one by one."""
-    if hasattr(designer, "on"):
-        return designer.on(episodes)
-    observations = observe(episodes)
-    if not hasattr(designer, "design_batch"):
-        found = [designer(observation) for observation in observations]
-    else:
-        found = designer.design_batch(observations)
-        one = isinstance(found, (str, Mechanism)) or not isinstance(found, Iterable)
-        found = [found] * len(observations) if one else list(found)
+    """A designer's answer, checked; ValueError for anything but mechanisms, and for too few or too many."""
+    one = isinstance(given, (str, Mechanism)) or not isinstance(given, Iterable)
+    found = [given] * count if one else list(given)
     wrong = [each for each in found if not isinstance(each, Mechanism)]
     if wrong:
         raise ValueError(f"a designer must return a Mechanism, not {reprlib.repr(wrong[0])}")
-    if len(found) != len(observations):
-        raise ValueError(f"design_batch must return one mechanism for each of the {len(observations)} observations, "
-                         f"not {len(found)}")
+    if len(found) != count:
+        raise ValueError(f"{method} must return one mechanism for each of the {count} {what}, not {len(found)}")
     return found
+
+
+def ask(
+    designer: Designer | Callable[[Observation], Mechanism],  # as `as_designer` returns it
+    seen: Episodes | Sequence[Observation],  # a batch of episodes, or what is observed of some
+) -> list[Mechanism]:  # one for each
+    """What a designer plays next.
+
+    Episodes go to its method `on`, if it has one, observations to its `design_batch`; a plain function is asked one by
+    one. Where nothing has been played yet, `reset` is called first, if it has one: what it remembers is of other
+    episodes. Raises ValueError for an answer that is none.
+    """
+    episodes = seen if isinstance(seen, Episodes) else None
+    observations = [] if isinstance(seen, Episodes) else seen
+    rounds = [episodes.round_number] if episodes else [observation.round_number for observation in observations]
+    if hasattr(designer, "reset") and rounds and not any(rounds):
+        designer.reset()
+    if episodes and hasattr(designer, "on"):
+        return _answers(designer.on(episodes), len(episodes.mechanisms), "on", "episodes")
+    observations = observe(episodes) if episodes else observations
+    if hasattr(designer, "design_batch"):
+        return _answers(designer.design_batch(observations), len(observations), "design_batch", "observations")
+    if not callable(designer):
+        raise ValueError(f"a {type(designer).__name__} answers episodes, by its `on`, and no observations alone")
+    return _answers([designer(observation) for observation in observations], len(observations), "it", "observations")
 
 # %% ../nbs/06_designers.ipynb #step-table
 def _steps_table(
@@ -158,7 +185,7 @@ def play(
     who = {"index": np.arange(batch), "seed": key[:, 0], "episode": key[:, 1], "population": np.array(names, object)}
     outcomes, mechanisms = [], []
     for _ in tqdm(range(episodes.episode_length), desc="steps", leave=False, disable=None):
-        episodes = play_step(episodes, _design(designer, episodes))
+        episodes = play_step(episodes, ask(designer, episodes))
         outcomes.append(episodes.recent[-1])
         mechanisms.append(episodes.mechanisms)
     who = {name: np.repeat(column, len(outcomes)) for name, column in who.items()}
@@ -300,7 +327,7 @@ def explore(
         if turn:
             chance = [library[choice] for choice in rng.integers(len(library), size=len(populations))]
             stray = rng.random(len(populations)) < STRAY
-            chosen = guide.design_batch(observe(episodes)) if guide else chance
+            chosen = ask(guide, observe(episodes)) if guide else chance
             episodes = play_step(episodes, [chance[at] if stray[at] else chosen[at] for at in range(len(chosen))])
         if then:
             values = then.model(readings_table(episodes, then.names))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .designers import Designer
+from .designers import BatchDesigner
 from .market import SIGNALS
 from .results import data_dir, install_hint
 from daedalus.schema import (
@@ -492,7 +492,7 @@ def _uniforms(
 
 # %% ../nbs/08_language.ipynb #language-designer
 @dataclass(eq=False)
-class LanguageDesigner(Designer):
+class LanguageDesigner(BatchDesigner):
     """A language model that is asked for each mechanism."""
 
     model: "PreTrainedModel"
@@ -546,9 +546,6 @@ class LanguageDesigner(Designer):
         """A mechanism for each observation; an invalid reply leaves the last one in force."""
         return [reply.mechanism or observation.mechanism or DEFAULT_MECHANISM
                 for observation, reply in zip(observations, self.replies(observations), strict=True)]
-
-    def __call__(self, observation: Observation) -> Mechanism:
-        return self.design_batch([observation])[0]
 
     @classmethod
     def load(

@@ -16,7 +16,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from .critic import Critic
-from .designers import PUBLISHED_READINGS, READINGS, ContextualDesigner, Designer, Model, readings
+from .designers import PUBLISHED_READINGS, READINGS, BatchDesigner, ContextualDesigner, Designer, Model, ask, readings
 from .env import draw_training_population
 from .iterate import improve
 from .language import LanguageDesigner, messages
@@ -133,7 +133,7 @@ class RftSettings(Record):
         0.0005, description="difference in value that makes a reply e times as likely")
 
 # %% ../nbs/10_rft.ipynb #pupil
-class _Pupil(Designer):
+class _Pupil(BatchDesigner):
     """Plays the model's choice or the teacher's, and keeps in mind where they agreed."""
 
     def __init__(self, model: Designer, teacher: Teacher, guided: float, rng: np.random.Generator):
@@ -141,8 +141,8 @@ class _Pupil(Designer):
         self.agreed: list[bool] = []
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
-        best = self.teacher.design_batch(observations)
-        own = self.model.design_batch(observations)
+        best = ask(self.teacher, observations)
+        own = ask(self.model, observations)
         self.agreed += [mine == right for mine, right in zip(own, best)]
         led = self.rng.random(len(own)) < self.guided
         return [right if lead else mine for mine, right, lead in zip(own, best, led)]

@@ -35,7 +35,7 @@ from starlette.routing import Mount
 from . import __version__
 from .access import HEADERS, Access, JsonLines, Manners, Metrics, Only, client_of, log, methods_of, refusals
 from .connections import UVICORN, settings
-from .designers import Designer, FixedDesigner, RandomDesigner, informed_greedy
+from .designers import BatchDesigner, Designer, FixedDesigner, RandomDesigner, informed_greedy
 from .env import RECENT, EpisodeError
 from .market import SIGNALS, Score, Signal
 from .openenv import DaedalusAction, DaedalusObservation, DaedalusOpenEnv, DaedalusState, ResetOptions
@@ -510,16 +510,13 @@ def create_app(
 
 # %% ../nbs/12_serve.ipynb #arena
 @dataclass(frozen=True)
-class DeskDesigner(Designer):
+class DeskDesigner(BatchDesigner):
     """Whoever sits at the desk, asked by the arena's visitors."""
 
     desk: Desk
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
         return self.desk.ask(observations)
-
-    def __call__(self, observation: Observation) -> Mechanism:
-        return self.design_batch([observation])[0]
 
 
 def arena_designers(

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from .bidders import Population
-from .designers import Designer, informed_greedy
+from .designers import Designer, ask, informed_greedy
 from .env import EpisodeError
 from .market import SCORES, simulate
 from .openenv import (
@@ -302,9 +302,9 @@ class Desk:
         return self._designer
 
     def _play(self, observations: list[Observation]) -> Sequence[Mechanism]:
-        """The designer's mechanisms; a plain function is asked one by one."""
-        designer = self.designer()
-        return designer.design_batch(observations) if self._queue.most > 1 else [*map(designer, observations)]
+        """The designer's mechanisms."""
+        return ask(self.designer(), observations)
+
     async def design(self, observation: Observation) -> Mechanism:
         """The designer's mechanism; ServiceError when too many ask, or it takes too long.
 

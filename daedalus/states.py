@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .bidders import Population
-from .designers import ContextualDesigner, Designer
+from .designers import ContextualDesigner, Designer, ask
 from .env import Episodes, draw_training_population, observe, open_episodes, play_step
 from .market import SCORES
 from .runtime import use_threads
@@ -75,7 +75,7 @@ def visits(
         while not episodes.done:
             seen = [o.published() if published else o for o in observe(episodes)]
             yield Visit(episodes, seen)
-            own = designer.design_batch(seen)
+            own = ask(designer, seen)
             played = [detour_mechanism(rng) if rng.random() < detour else mechanism for mechanism in own]
             episodes = play_step(episodes, played)
 

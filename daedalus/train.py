@@ -29,7 +29,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from .designers import Designer, play
+from .designers import BatchDesigner, Designer, ask, play
 from .env import SUITES, draw_training_population, suite
 from .grpo import GrpoSettings, reinforce
 from .grpo import Phase as GrpoRun
@@ -486,30 +486,24 @@ def _copied(
 
 # %% ../nbs/10_train.ipynb #held-out
 @dataclass(frozen=True)
-class AsPublished(Designer):
+class AsPublished(BatchDesigner):
     """A designer that gets to see the published observation only."""
 
     designer: Designer
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
-        return self.designer.design_batch([observation.published() for observation in observations])
-
-    def __call__(self, observation: Observation) -> Mechanism:
-        return self.design_batch([observation])[0]
+        return ask(self.designer, [observation.published() for observation in observations])
 
 
 @dataclass(frozen=True)
-class AskedOnce(Designer):
+class AskedOnce(BatchDesigner):
     """A designer that is asked at the beginning of an episode, and held to its answer."""
 
     designer: Designer
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
-        answers = iter(self.designer.design_batch([o for o in observations if not o.round_number]))
+        answers = iter(ask(self.designer, [o for o in observations if not o.round_number]))
         return [o.mechanism if o.mechanism and o.round_number else next(answers) for o in observations]
-
-    def __call__(self, observation: Observation) -> Mechanism:
-        return self.design_batch([observation])[0]
 
 
 def held_out_rewards(

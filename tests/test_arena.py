@@ -130,7 +130,7 @@ def failing(error):
     (failing(dd.MechanismError("reserve_price is missing")), "bad gave no mechanism: reserve_price is missing."),
     (failing(OSError("/secret/path")), "bad gave no mechanism: OSError."),
     (failing(ValueError()), "bad gave no mechanism: ValueError."),
-    (lambda observation: "first_price", "bad gave no mechanism: a designer must answer with a Mechanism, not str."),
+    (lambda observation: "first_price", "bad gave no mechanism: a designer must return a Mechanism, not 'first_price'."),
 ])
 def test_a_failing_designer_is_a_sentence_and_the_other_side_goes_on(designer, words):
     contest = {"bad": designer, "greedy": CONTEST["greedy"]}

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from daedalus.bidders import Population
 from daedalus.designers import (
     DESIGNERS, PUBLISHED_READINGS, READINGS, STRAY, ContextualDesigner, Designer, FixedDesigner, Kernel, KernelRidge,
-    RandomDesigner, explore, holding_rewards, informed_greedy, play, playing_on_rewards, promising, readings,
+    RandomDesigner, ask, explore, holding_rewards, informed_greedy, play, playing_on_rewards, promising, readings,
     readings_table)
 from daedalus.env import (
     FEATURES, DaedalusEnv, draw_training_population, features, observe, open_episodes, play_step, suite)
@@ -340,3 +340,86 @@ def test_a_designer_that_needs_signals_says_so(learned):
 def test_an_unknown_reading_is_refused():
     with pytest.raises(ValueError, match="names must be of progress, outcomes, .*, not 'wealth'"):
         ContextualDesigner.fit([DEFAULT_MECHANISM], *explore([DEFAULT_MECHANISM], STAGES, 0, 0, 1), names=["wealth"])
+
+
+# Whatever plays is asked in the same way everywhere
+
+def a_function(observation):
+    return INFORMED_GREEDY if observation.round_number % 2 else DEFAULT_MECHANISM
+
+
+class InBatches:
+    "Answers many at once, and nothing else."
+
+    def design_batch(self, observations):
+        return map(a_function, observations)
+
+
+class OnEpisodes:
+    "Looks at episodes, and at nothing else."
+
+    def on(self, episodes):
+        return [INFORMED_GREEDY if episodes.round_number % 2 else DEFAULT_MECHANISM] * len(episodes.mechanisms)
+
+
+class Remembering:
+    "Counts the steps itself."
+
+    def reset(self):
+        self.step = 0
+
+    def design_batch(self, observations):
+        self.step += 1
+        return [DEFAULT_MECHANISM if self.step % 2 else INFORMED_GREEDY for _ in observations]
+
+
+EVERY_KIND = a_function, InBatches(), OnEpisodes(), Remembering()
+
+
+@pytest.mark.parametrize("player", EVERY_KIND)
+def test_every_kind_of_designer_plays(player):
+    known = play(a_function, STAGES, 0, steps=3)
+    for _ in range(2):
+        assert play(player, STAGES, 0, steps=3).equals(known)
+
+
+@pytest.mark.parametrize("player", EVERY_KIND)
+def test_every_kind_of_designer_plays_in_the_arena(player):
+    from daedalus.arena import open_arena
+
+    arena = open_arena(STAGES[4], ["it"], steps=3)
+    while not arena.done:
+        arena = arena.step({"it": player})
+        assert not arena.trouble, arena.sides[0].trouble
+    played = play(a_function, STAGES[4], 0, steps=3)
+    assert [turn.outcome.reward for turn in arena.sides[0].turns[1:]] == played["reward"].tolist()
+
+
+@pytest.mark.parametrize("player", [a_function, InBatches(), Remembering()])
+def test_every_kind_of_designer_walks_is_shown_less_and_is_asked_by_a_service(player):
+    from daedalus.sessions import Desk, Limits
+    from daedalus.states import visits
+    from daedalus.train import AsPublished, AskedOnce
+
+    walks = [[visit.observations for visit in visits(who, STAGES, 0, 0.0, detour=0.0, steps=3)]
+             for who in (player, a_function)]
+    assert walks[0] == walks[1]
+    for shown in (AsPublished, AskedOnce):
+        assert play(shown(player), STAGES, 0, steps=3).equals(play(shown(a_function), STAGES, 0, steps=3))
+    seen = observe(open_episodes(STAGES, 0))
+    assert Desk(lambda: player, Limits()).ask(seen) == [DEFAULT_MECHANISM] * len(STAGES)
+    library, two = [DEFAULT_MECHANISM, INFORMED_GREEDY], STAGES[:2]
+    for guided, known in zip(*(explore(library, two, 0, 0, steps=3, horizon=1, guide=who) for who in (player, a_function))):
+        assert np.array_equal(guided, known)
+
+
+def test_who_looks_at_episodes_only_says_so():
+    with pytest.raises(ValueError, match="^a OnEpisodes answers episodes, by its `on`, and no observations alone"):
+        ask(OnEpisodes(), observe(open_episodes(STAGES, 0)))
+
+    class Short:
+        def on(self, episodes):
+            return [DEFAULT_MECHANISM]
+
+    with pytest.raises(ValueError, match="^on must return one mechanism for each of the 5 episodes, not 1$"):
+        play(Short(), STAGES, 0)
