@@ -10,13 +10,16 @@ import signal
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from test_serve import play, process, refusal, say, sentences, serving
 from typer.testing import CliRunner
+from waiting import PATIENCE, held_port, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from daedalus import sessions
 from daedalus.bidders import Population
 from daedalus.cli import app as cli
 from daedalus.connections import Requests, most_connections
@@ -72,9 +75,9 @@ def test_a_socket_that_says_nothing_gives_way_and_is_told():
         say(second, {"type": "state"})
         with server.open() as third:
             assert say(third, {"type": "reset"})["type"] == "observation"
-            assert "needed for somebody else" in refusal(json.loads(first.recv(timeout=10)))
+            assert "needed for somebody else" in refusal(json.loads(first.recv(timeout=PATIENCE)))
             with pytest.raises(ConnectionClosed):
-                first.recv(timeout=10)
+                first.recv(timeout=PATIENCE)
             assert say(second, {"type": "reset"})["type"] == "observation"
 
 
@@ -174,7 +177,7 @@ HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
 def line(server) -> socket.socket:
     """A bare connection."""
-    return socket.create_connection(("127.0.0.1", int(server.host.rsplit(":")[-1])), timeout=10)
+    return socket.create_connection(("127.0.0.1", int(server.host.rsplit(":")[-1])), timeout=PATIENCE)
 
 
 def told(connection: socket.socket) -> bytes:
@@ -189,35 +192,49 @@ def told(connection: socket.socket) -> bytes:
 BODY = b"POST /reset HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{"
 
 
-@pytest.mark.parametrize("start", [b"", b"G", HEAD, HEAD + b"X-A: b", BODY, HEAD + b"\r\n" + HEAD, b"\r\n"],
-                         ids=["nothing", "a letter", "no end", "cut header", "cut body", "second request", "empty lines"])
-def test_a_request_that_does_not_arrive_is_closed(start):
-    with serving(Limits(arrival=0.5)) as server:
+UNFINISHED = {"nothing": b"", "a letter": b"G", "no end": HEAD, "cut header": HEAD + b"X-A: b", "cut body": BODY,
+              "second request": HEAD + b"\r\n" + HEAD, "empty lines": b"\r\n"}
+
+
+@pytest.fixture(scope="module")
+def unfinished():
+    """What a server says that waits two seconds for the rest of requests, and after how many: {beginning: (answer, seconds)}."""
+    with serving(Limits(arrival=2.0)) as server, contextlib.ExitStack() as stack:
         began = time.monotonic()
-        with line(server) as connection:
-            connection.sendall(start)
-            heard = told(connection)
-        assert 0.3 < time.monotonic() - began < 5
-        assert b"408 Request Timeout" in heard
+        lines = {name: stack.enter_context(line(server)) for name in UNFINISHED}
+        for name, start in UNFINISHED.items():
+            lines[name].sendall(start)
+        heard = {name: (told(connection), time.monotonic() - began) for name, connection in lines.items()}
         assert server.health()["status"] == "healthy"
+    return heard
+
+
+@pytest.mark.parametrize("start", UNFINISHED)
+def test_a_request_that_does_not_arrive_is_closed(unfinished, start):
+    heard, seconds = unfinished[start]
+    assert b"408 Request Timeout" in heard and seconds > 1.9
+    assert (b"200 OK" in heard) == (start == "second request")
 
 
 def test_a_client_that_sends_byte_by_byte_is_closed_too():
-    with serving(Limits(arrival=0.5)) as server, line(server) as connection:
-        began = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            for byte in HEAD * 100:
-                connection.sendall(bytes([byte]))
-                time.sleep(0.02)
-        assert time.monotonic() - began < 5
+    with serving(Limits(arrival=0.5)) as server, line(server) as connection, pytest.raises(ConnectionError):
+        for byte in HEAD * 100:   # which takes more than a minute
+            connection.sendall(bytes([byte]))
+            time.sleep(0.02)
 
 
 def test_slow_answers_and_many_requests_on_one_connection_are_no_fault():
-    with serving(Limits(arrival=0.5, patience=10), lambda: lambda observation: time.sleep(1.2) or INFORMED_GREEDY) as server:
-        assert server.http.post("/api/design", json={}).status_code == 200
-        for _ in range(30):
+    with serving(Limits(arrival=2.0), lambda: lambda observation: time.sleep(2.5) or INFORMED_GREEDY) as server:
+        answers = []
+        asker = threading.Thread(target=lambda: answers.append(httpx.post(server.url + "/api/design", json={}, timeout=PATIENCE)))
+        asker.start()
+        began, asked = time.monotonic(), 0
+        while asked < 30 or time.monotonic() - began < 2.5:
             assert server.http.get("/health").status_code == 200
+            asked += 1
             time.sleep(0.04)
+        asker.join()
+        assert answers[0].status_code == 200
         assert server.post("/reset", b" " * 40_000 + b"{}").status_code == 200
 
 
@@ -241,11 +258,11 @@ def test_one_connection_too_many_is_told_so_and_the_log_too(caplog, monkeypatch)
         with contextlib.ExitStack() as stack:
             for _ in range(20):
                 stack.enter_context(line(server))
-            time.sleep(1)   # until the server has taken them all
+            until(lambda: len(server.connections) == 20)
             with caplog.at_level(logging.WARNING, "daedalus.serve"), line(server) as late:
                 heard = told(late)
             assert b"503 Service Unavailable" in heard and b"Retry-After" in heard
-        time.sleep(1)   # until it knows that they are gone
+        until(lambda: not server.connections)
         assert server.health()["status"] == "healthy"
     assert any(record.message == "connection refused" for record in caplog.records)
 
@@ -257,6 +274,19 @@ def test_connections_leave_some_files_to_others(monkeypatch):
 
 # The designer's queue
 
+def asks(server, path: str, body: str) -> socket.socket:
+    """A connection on which a question was sent."""
+    connection = line(server)
+    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                       f"Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    return connection
+
+
+def status_line(connection: socket.socket) -> bytes:
+    """How an answer begins."""
+    return connection.recv(65536).partition(b"\r\n")[0]
+
+
 def test_those_who_wait_are_answered_together_and_those_who_left_are_not():
     asked, go = [], threading.Event()
 
@@ -265,55 +295,57 @@ def test_those_who_wait_are_answered_together_and_those_who_left_are_not():
 
         def design_batch(self, observations):
             asked.append(len(observations))
-            go.wait(20)
+            go.wait(PATIENCE)
             return super().design_batch(observations)
 
-    with serving(Limits(patience=15), lambda: Counting(INFORMED_GREEDY)) as server:
-        answers = []
-
-        def ask(wait: float) -> None:
-            """Ask, and leave after a time."""
-            with contextlib.suppress(httpx.ReadTimeout):
-                answers.append(httpx.post(server.url + "/api/design", json={}, timeout=wait).status_code)
-
-        def status(name: str) -> int:
-            """A number of the desk."""
-            return server.http.get("/api/designer/status").json()[name]
-
-        def until(waiting: int) -> None:
+    with serving(Limits(patience=PATIENCE), lambda: Counting(INFORMED_GREEDY)) as server, contextlib.ExitStack() as stack:
+        def waiting(count: int) -> None:
             """Wait until so many are at the desk."""
-            for _ in range(1000):
-                if status("waiting") == waiting:
-                    return
-                time.sleep(0.01)
-            raise AssertionError(status("waiting"))
+            until(lambda: server.http.get("/api/designer/status").json()["waiting"] == count, f"{count} never waited")
 
-        threads = [threading.Thread(target=ask, args=(30,))]
-        threads[0].start()
-        until(1)
-        threads += [threading.Thread(target=ask, args=(30,)) for _ in range(4)]
-        leavers = [threading.Thread(target=ask, args=(2.0,)) for _ in range(3)]
-        for thread in threads[1:] + leavers:
-            thread.start()
-        until(8)
-        for thread in leavers:
-            thread.join()
-        until(5)
+        def ask() -> socket.socket:
+            """Ask for a mechanism."""
+            return stack.enter_context(asks(server, "/api/design", "{}"))
+
+        stayers = [ask()]
+        until(lambda: asked)
+        stayers += [ask() for _ in range(4)]
+        leavers = [ask() for _ in range(3)]
+        waiting(8)
+        for leaver in leavers:
+            leaver.close()
+        waiting(5)
         go.set()
-        for thread in threads:
-            thread.join()
-        assert answers == [200] * 5 and asked == [1, 4]
+        assert [status_line(stayer) for stayer in stayers] == [b"HTTP/1.1 200 OK"] * 5 and asked == [1, 4]
 
 
-def test_the_time_to_come_back_is_the_time_that_calls_take():
-    queue = Queue(lambda questions: time.sleep(0.3) or questions)
+def test_the_time_to_come_back_is_the_time_that_calls_take(monkeypatch):
+    now, called, go = [0.0], threading.Event(), threading.Event()
+    monkeypatch.setattr(sessions, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def ask(questions):
+        """Take 0.3 s."""
+        called.set()
+        go.wait(PATIENCE)
+        now[0] += 0.3
+        return questions
+
+    queue = Queue(ask)
+    go.set()
     for _ in range(4):
         queue.put([0]).result()
     assert queue.ahead() == 1
-    waiting = [queue.put([at]) for at in range(161)]
-    assert 3 <= queue.ahead() <= 5
+    called.clear()
+    go.clear()
+    waiting = [queue.put([0])]
+    assert called.wait(PATIENCE)
+    waiting += [queue.put([at]) for at in range(160)]   # ten calls, and the newcomer's own
+    assert queue.ahead() == 4
+    now[0] += 2.0
+    assert queue.ahead() == 22
     for one in waiting:
         one.cancel()
+    go.set()
 
 
 def test_one_question_that_fails_leaves_the_others_their_answers():
@@ -337,52 +369,54 @@ def test_a_batch_whose_client_has_left_is_not_played(monkeypatch):
     def slowly(batch):
         """Note the batch, and wait."""
         played.append(batch.entries[0].seed)
-        go.wait(20)
+        go.wait(PATIENCE)
         return {"reward": [[0.0]]}
 
     monkeypatch.setattr("daedalus.serve.play_batch", slowly)
-    with serving() as server:
-        def ask(seed: int, wait: float) -> None:
-            """Ask for a batch, and leave after a time."""
-            with contextlib.suppress(httpx.ReadTimeout):
-                httpx.post(server.url + "/api/simulate", json={"entries": [{"seed": seed}], "steps": 1}, timeout=wait)
+    with serving() as server, contextlib.ExitStack() as stack:
+        def waiting(count: int) -> None:
+            """Wait until so many batches are there."""
+            until(lambda: f"\ndaedalus_batches_waiting {count:.1f}\n" in server.http.get("/metrics").text, f"never {count}")
 
-        threads = [threading.Thread(target=ask, args=of) for of in ((1, 30), (2, 0.5), (3, 30))]
-        for thread in threads:
-            thread.start()
-            time.sleep(0.3)
-        threads[1].join()
-        time.sleep(0.3)
+        askers = []
+        for seed in (1, 2, 3):
+            body = json.dumps({"entries": [{"seed": seed}], "steps": 1})
+            askers.append(stack.enter_context(asks(server, "/api/simulate", body)))
+            waiting(seed)
+        askers.pop(1).close()
+        waiting(2)
         go.set()
-        for thread in threads:
-            thread.join()
+        assert [status_line(asker) for asker in askers] == [b"HTTP/1.1 200 OK"] * 2
     assert played == [1, 3]
 
 
 # Running it
 
 SLOW = """
-import sys, time
+import os, sys, time
 from functools import partial
 from daedalus import serve
 
+def designer(observation):
+    while not os.path.exists(os.environ["GO"]): time.sleep(0.05)
+
 serve.create_app = partial(serve.create_app, page=False)
-serve.serve(port=int(sys.argv[1]), load=lambda: lambda observation: time.sleep(9))
+serve.serve(port=int(sys.argv[1]), load=lambda: designer)
 """
 
 
 def test_a_request_in_flight_when_the_service_stops_is_told_to_come_back(tmp_path, monkeypatch):
     monkeypatch.setattr("test_serve.PROGRAM", SLOW)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with process(port, tmp_path / "log") as (server, child):
-        answers = []
-        asker = threading.Thread(target=lambda: answers.append(httpx.post(server.url + "/api/design", json={}, timeout=30)))
+    monkeypatch.setenv("GO", str(tmp_path / "go"))
+    with held_port() as port, process(port, tmp_path / "log") as (server, child):
+        answers: list[httpx.Response] = []
+        asker = threading.Thread(target=lambda: answers.append(httpx.post(server.url + "/api/design", json={}, timeout=PATIENCE)))
         asker.start()
-        time.sleep(1)
+        until(lambda: server.http.get("/api/designer/status").json()["waiting"] == 1)
         child.send_signal(signal.SIGTERM)
         asker.join()
-        child.wait(20)
+        (tmp_path / "go").touch()
+        child.wait(PATIENCE)
     assert answers[0].status_code == 503 and "stopping" in sentences(answers[0]) and answers[0].headers["Retry-After"]
     assert '"trace"' not in (tmp_path / "log").read_text()
 
@@ -395,7 +429,7 @@ def test_large_frames_and_early_leavers_leave_no_traces_in_the_log(caplog):
                     sock.send('{"type": "reset"}')
                 sock.send("x" * 70_000)
                 while True:
-                    sock.recv(timeout=10)
+                    sock.recv(timeout=PATIENCE)
             sock = server.open()
             for _ in range(20):
                 sock.send('{"type": "reset"}')
@@ -413,9 +447,8 @@ def test_large_frames_and_early_leavers_leave_no_traces_in_the_log(caplog):
 def start(monkeypatch, *options: str):
     """What the command says that starts the service, with options under which it must not."""
     monkeypatch.setattr("daedalus.serve.serve", lambda *args: pytest.fail("the service started"))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    return CliRunner().invoke(cli, ["serve", "--port", str(port), *options])
+    with held_port() as port:
+        return CliRunner().invoke(cli, ["serve", "--port", str(port), *options])
 
 
 def test_a_designer_that_is_not_there_keeps_the_service_from_starting(monkeypatch):
@@ -507,11 +540,7 @@ def test_sessions_over_mcp_are_not_held_for_ever():
     create = {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/create", "params": {}}
     with serving(Limits(sessions=2, idle=1.0)) as server:
         assert ["result" in server.http.post("/mcp", json=create).json() for _ in range(2)] == [True, True]
-        for _ in range(200):
-            if server.http.post("/mcp", json=create).json().get("result"):
-                return
-            time.sleep(0.05)
-        raise AssertionError("nobody gets a place any more")
+        until(lambda: server.http.post("/mcp", json=create).json().get("result"), "nobody gets a place any more")
 
 
 # The page

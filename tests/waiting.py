@@ -1,0 +1,30 @@
+"What tests share that wait for something: for the event itself, and for long enough on a busy machine."
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+PATIENCE = 120   # seconds after which what was waited for will not come
+
+
+def until(happened: Callable[[], Any], what: str = "it did not happen") -> Any:
+    "What `happened` returns, as soon as it is true; AssertionError with `what` when it never is."
+    deadline = time.monotonic() + PATIENCE
+    while not (value := happened()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+    return value
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    "A port of this machine that nobody is given meanwhile, and on which a server can be started."
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+        if not sys.platform.startswith("linux"):   # elsewhere two sockets cannot be bound to it, though one of them does not listen
+            holder.close()
+        yield port
