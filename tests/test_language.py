@@ -19,16 +19,21 @@ from daedalus.bidders import Population
 from daedalus.env import draw_training_population, observe, open_episodes, play_step
 from daedalus.language import (
     REPLY_PATTERN,
+    ChatDesigner,
+    ChatModel,
     LanguageDesigner,
+    LocalModel,
     Reply,
     chat_text,
     mechanism_matcher,
     messages,
+    play_default,
+    refuse_invalid,
     sample_replies,
     small_model,
     small_tokenizer,
 )
-from daedalus.schema import DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, SYSTEM_PROMPT, Mechanism, Observation
+from daedalus.schema import DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, SYSTEM_PROMPT, Mechanism, MechanismError, Observation
 
 TOKENIZER = small_tokenizer()
 CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -343,6 +348,62 @@ def test_what_an_observation_does_not_show_does_not_matter(small, observations):
     full = next(o for o in observations if o.signals and o.round_number)
     designer = LanguageDesigner(*small, temperature=1.0)
     assert designer(full.published()) == designer(full.replace(signals=None, mechanism=None, reward=None))
+
+
+# Asking, reading, and what follows an invalid reply
+
+
+class Answers(ChatModel):
+    "Gives prepared texts, and keeps what it was asked."
+
+    def __init__(self, *texts):
+        self.texts, self.chats = texts, []
+
+    def complete(self, chats):
+        self.chats += chats
+        return list(self.texts[:len(chats)])
+
+
+GOOD, PART, BAD = INFORMED_GREEDY.to_text(), '{"reserve_price":0.2}', '{"reserve_price":2}'
+
+
+def test_whatever_completes_chats_is_a_designer(observations):
+    model = Answers(GOOD, PART, BAD)
+    designer = ChatDesigner(model)
+    given = designer.design_batch(observations[:3])
+    assert given == [INFORMED_GREEDY, DEFAULT_MECHANISM.replace(reserve_price=0.2),
+                     observations[2].mechanism or DEFAULT_MECHANISM]
+    assert (designer.asked, designer.invalid, designer.partial) == (3, 1, 1)
+    assert model.chats == [messages(observation) for observation in observations[:3]]
+    assert designer.design_batch([]) == [] and designer.asked == 3
+
+
+def test_what_follows_an_invalid_reply_is_a_function(observations):
+    played = next(o for o in observations if o.mechanism and o.mechanism != DEFAULT_MECHANISM)
+    assert ChatDesigner(Answers(BAD))(played) == played.mechanism
+    assert ChatDesigner(Answers(BAD))(played.replace(mechanism=None)) == DEFAULT_MECHANISM
+    assert ChatDesigner(Answers(BAD), invalid_reply=play_default)(played) == DEFAULT_MECHANISM
+    designer = ChatDesigner(Answers(PART), complete=True, invalid_reply=refuse_invalid)
+    with pytest.raises(MechanismError, match="^the reply must name all 11 fields .*; the reply was '.\"reserve_price\":0.2.'$"):
+        designer(played)
+    assert (designer.asked, designer.invalid) == (1, 1)
+    assert ChatDesigner(Answers(BAD), invalid_reply=lambda seen, reply: INFORMED_GREEDY)(played) == INFORMED_GREEDY
+
+
+def test_a_model_that_answers_too_few_is_refused(observations):
+    with pytest.raises(ValueError, match="^complete must return one text for each of the 2 chats, not 1$"):
+        ChatDesigner(Answers(GOOD)).design_batch(observations[:2])
+
+
+def test_a_language_designer_is_a_local_model_that_is_read(small, observations):
+    designer = LanguageDesigner(*small, temperature=1.0, seed=4)
+    known = LocalModel(*small, temperature=1.0, seed=4).complete([messages(o) for o in observations[:4]])
+    assert [reply.text for reply in designer.replies(observations[:4])] == known
+    designer.seed = 5
+    assert (designer.chat_model.seed, designer.temperature, designer.constrained) == (5, 1.0, True)
+    assert [reply.text for reply in designer.replies(observations[:4])] != known
+    with pytest.raises(MechanismError):
+        LanguageDesigner(*small, constrained=False, invalid_reply=refuse_invalid)(observations[0])
 
 
 # Loading
