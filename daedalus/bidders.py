@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'TRUTHFUL', 'SHADER', 'DROPOUT', 'COLLUDER', 'EXPLOITER', 'ALLOW', 'RESTRICT', 'SUSPECTED', 'CONFIRMED',
-           'ARMS', 'FLIP', 'SHILL', 'MOVES', 'BEHAVIOUR', 'NOTHING', 'PRICE_ONLY', 'EVERYTHING', 'SHILL_FROM',
-           'SHILL_TO', 'MAX_BIDDERS', 'MAX_UNITS', 'Count', 'Units', 'shade', 'Behaviour', 'Rules', 'read_rules',
-           'openness', 'competitive_surplus', 'arm_chances', 'draw_arm', 'shader_slopes', 'credit_one_unit',
-           'credit_two_units', 'feedback', 'update_arms', 'entry_probability', 'monitoring', 'detection',
-           'ring_resolve', 'flip_payoff', 'shill_detection', 'shill_range', 'shill_payoff', 'credit_tricks',
-           'PopulationError', 'Population']
+           'ARMS', 'FLIP', 'SHILL', 'MOVES', 'BEHAVIOUR', 'Rules', 'NOTHING', 'PRICE_ONLY', 'EVERYTHING', 'SHILL_FROM',
+           'SHILL_TO', 'MAX_BIDDERS', 'MAX_UNITS', 'Count', 'Units', 'shade', 'Behaviour', 'read_rules', 'openness',
+           'competitive_surplus', 'arm_chances', 'draw_arm', 'shader_slopes', 'credit_one_unit', 'credit_two_units',
+           'feedback', 'update_arms', 'entry_probability', 'monitoring', 'detection', 'ring_resolve', 'flip_payoff',
+           'shill_detection', 'shill_range', 'shill_payoff', 'credit_tricks', 'PopulationError', 'Population']
 
 # %% ../nbs/02_bidders.ipynb #imports
 import math
@@ -17,8 +16,8 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 from .auction import FIRST_PRICE, SECOND_PRICE, rival_bid
-from .runtime import compiled
-from .schema import Record, Share, generator, whole, whole_number
+from .runtime import compiled, from_row, named
+from .schema import FIELDS, Record, Share, generator, whole, whole_number
 
 # %% ../nbs/02_bidders.ipynb #kinds
 KINDS = ("truthful", "shader", "dropout", "colluder", "exploiter")
@@ -58,36 +57,23 @@ class Behaviour(NamedTuple):
 BEHAVIOUR = Behaviour()
 
 # %% ../nbs/02_bidders.ipynb #rules
-class Rules(NamedTuple):
-    "A mechanism as compiled code reads it."
-    auction_type: int
-    reserve: float
-    public_reserve: bool
-    bids: bool
-    identity: bool
-    price: bool
-    distribution: bool
-    shill_penalty: float
-    withdrawal_penalty: float
-    collusion_penalty: float
-    policy: int
+Rules = named("Rules", FIELDS, __name__)   # a mechanism as compiled code reads it
 
 @compiled
 def read_rules(
-    row, # float [11]: `Mechanism.to_array()`
+    row, # float [FIELDS]: `Mechanism.to_array()`
 ):
-    "Name the eleven numbers of a mechanism."
-    return Rules(int(row[0]), row[1], row[2] > 0, row[3] > 0, row[4] > 0, row[5] > 0, row[6] > 0, row[7],
-                 row[8], row[9], int(row[10]))
+    "Name the numbers of a mechanism: an amount is itself, a switch 0 or 1, a choice its place among the choices."
+    return from_row(Rules, row)
 
 @compiled
 def openness(
     rules, # Rules
 ):
     "How much bidders learn of each other's bids, from 0 to 1: nothing, the clearing price, the distribution, every bid."
-    if rules.bids: return 1.0
-    if rules.distribution: return 2 / 3
-    return 1 / 3 if rules.price else 0.0
+    if rules.reveal_competing_bids: return 1.0
+    if rules.reveal_bid_distribution: return 2 / 3
+    return 1 / 3 if rules.reveal_clearing_price else 0.0
 
 # %% ../nbs/02_bidders.ipynb #competitive-surplus
 @compiled
@@ -152,11 +138,11 @@ def credit_one_unit(
     rules,   # Rules
 ):
     "Credit every arm with what it would have earned on a one-unit lot."
-    first, price = rules.auction_type == FIRST_PRICE, max(rival, rules.reserve)
-    least = rules.reserve if rules.public_reserve and value >= rules.reserve else 0.0
+    first, price = rules.auction_type == FIRST_PRICE, max(rival, rules.reserve_price)
+    least = rules.reserve_price if rules.reveal_reserve and value >= rules.reserve_price else 0.0
     for arm in range(ARMS):
         bid = max(shade(arm) * value, least)
-        wins = (bid > rival) & (bid >= rules.reserve)
+        wins = (bid > rival) & (bid >= rules.reserve_price)
         credit[bidder, arm] += value - (bid if first else price) if wins else 0.0
 
 # %% ../nbs/02_bidders.ipynb #two-unit-gain
@@ -170,10 +156,10 @@ def credit_two_units(
     rules,       # Rules
 ):
     "Credit every arm with what it would have earned on a lot of several units."
-    reserve, second_value = rules.reserve, decay * value
+    reserve, second_value = rules.reserve_price, decay * value
     price1, price2 = max(last, reserve), max(first, reserve)
-    least1 = reserve if rules.public_reserve and value >= reserve else 0.0
-    least2 = reserve if rules.public_reserve and second_value >= reserve else 0.0
+    least1 = reserve if rules.reveal_reserve and value >= reserve else 0.0
+    least2 = reserve if rules.reveal_reserve and second_value >= reserve else 0.0
     for arm in range(ARMS):
         slope1, slope2 = shader_slopes(arm, rules, 2, decay)
         bid1, bid2 = max(slope1 * value, least1), max(slope2 * value, least2)
@@ -193,8 +179,8 @@ def feedback(
     rules, # Rules
 ):
     "What a bidder learns from a session: its own result, that and the clearing prices, or what each arm would have earned."
-    if rules.bids or rules.distribution: return EVERYTHING
-    return PRICE_ONLY if rules.price else NOTHING
+    if rules.reveal_competing_bids or rules.reveal_bid_distribution: return EVERYTHING
+    return PRICE_ONLY if rules.reveal_clearing_price else NOTHING
 
 @compiled
 def update_arms(
@@ -225,7 +211,7 @@ def entry_probability(
     behaviour, # Behaviour
 ):
     "Chance that a dropout enters the session: what entrants earned, against its entry cost and what it is not told."
-    hidden = 1 - openness(rules) + (0.0 if rules.public_reserve else rules.reserve)
+    hidden = 1 - openness(rules) + (0.0 if rules.reveal_reserve else rules.reserve_price)
     margin = outlook - behaviour.entry_cost * (1 + hidden)
     return 1 / (1 + math.exp(-margin / behaviour.entry_noise))
 
@@ -235,8 +221,8 @@ def monitoring(
     rules, # Rules
 ):
     "How well ring members can check on each other, from 0 to 1."
-    watch = 1.0 if rules.identity else openness(rules)
-    return watch if rules.bids or rules.public_reserve else watch * (1 - rules.reserve)
+    watch = 1.0 if rules.reveal_winner_identity else openness(rules)
+    return watch if rules.reveal_competing_bids or rules.reveal_reserve else watch * (1 - rules.reserve_price)
 
 @compiled
 def detection(
@@ -244,8 +230,9 @@ def detection(
     behaviour, # Behaviour
 ):
     "Chance that the policy's audit fines a ring member after a coordinated session."
-    if rules.policy == SUSPECTED: return behaviour.power
-    if rules.policy == CONFIRMED: return behaviour.power * (int(rules.identity) + int(rules.bids)) / 2
+    if rules.coalition_policy == SUSPECTED: return behaviour.power
+    seen = int(rules.reveal_winner_identity) + int(rules.reveal_competing_bids)
+    if rules.coalition_policy == CONFIRMED: return behaviour.power * seen / 2
     return 0.0
 
 @compiled
@@ -278,7 +265,7 @@ def shill_detection(
     behaviour, # Behaviour
 ):
     "Chance that a shill is fined: no better than a false alarm unless winners are identified."
-    return behaviour.power if rules.identity else behaviour.false_alarm
+    return behaviour.power if rules.reveal_winner_identity else behaviour.false_alarm
 
 SHILL_FROM, SHILL_TO = 0.8, 1.1
 
@@ -321,8 +308,8 @@ def credit_tricks(
     if rules.auction_type == FIRST_PRICE:
         credit[bidder, FLIP] += flip_payoff(high, fine, low, behaviour.resale * high)
         return
-    credit[bidder, FLIP] += flip_payoff(max(beat, rules.reserve), fine, low, behaviour.resale * high)
-    base = max(rival_bid(top, who, bidder, n_items), rules.reserve)
+    credit[bidder, FLIP] += flip_payoff(max(beat, rules.reserve_price), fine, low, behaviour.resale * high)
+    base = max(rival_bid(top, who, bidder, n_items), rules.reserve_price)
     start, stop = shill_range(rules, price, low, high)
     credit[bidder, SHILL] += shill_payoff(base, beat, start, stop, n_items, behaviour.kickback)
 

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'VALUES', 'ENTRY', 'CHOICE', 'MEETING', 'REMORSE', 'RESALE', 'COLLUSION_AUDIT',
-           'SHILL_AUDIT', 'Score', 'Signal', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'OUTLOOK', 'PRICE',
-           'TRUST', 'GAIN', 'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM', 'BID_SQUARES',
-           'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'ENTRIES', 'TIE_BREAK', 'LEAST', 'CHUNK', 'MarketState',
-           'new_market', 'Market', 'read_market', 'Floor', 'make_floor', 'enter_floor', 'enter', 'choose', 'ring_meets',
-           'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'unit_value', 'sell_again', 'trade', 'pay_shill',
-           'best_welfare', 'ring_saving', 'look_back', 'trade_session', 'audit', 'learn_arms', 'learn_beliefs',
-           'participation', 'mean_shading', 'pairs_together', 'write_scores', 'session', 'play', 'advance', 'Outcomes',
-           'outcomes_of', 'step', 'open_market', 'simulate']
+           'SHILL_AUDIT', 'Score', 'Signal', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'COLUMN', 'OUTLOOK',
+           'PRICE', 'TRUST', 'GAIN', 'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM',
+           'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'ENTRIES', 'TIE_BREAK', 'LEAST', 'CHUNK',
+           'MarketState', 'new_market', 'Market', 'read_market', 'Floor', 'make_floor', 'enter_floor', 'enter',
+           'choose', 'ring_meets', 'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'unit_value', 'sell_again',
+           'trade', 'pay_shill', 'best_welfare', 'ring_saving', 'look_back', 'trade_session', 'audit', 'learn_arms',
+           'learn_beliefs', 'participation', 'mean_shading', 'pairs_together', 'write_scores', 'session', 'play',
+           'advance', 'Outcomes', 'outcomes_of', 'step', 'open_market', 'simulate']
 
 # %% ../nbs/04_market.ipynb #imports
 import math
@@ -28,7 +28,7 @@ from .bidders import (
     credit_two_units, detection, draw_arm, entry_probability, feedback, read_rules, ring_resolve, shade,
     shader_slopes, shill_detection, shill_range, update_arms)
 from .noise import fill_uniforms
-from .runtime import check_compiled, compiled, in_threads, shares, use_threads
+from .runtime import check_compiled, compiled, in_threads, named, shares, use_threads
 from .rewards import fairness, stability
 from .schema import DEFAULT_MECHANISM, Mechanism, distinct, mechanisms_to_array, seed_number, whole_number
 
@@ -48,6 +48,7 @@ SCORES, SIGNALS = get_args(Score), get_args(Signal)
 HIDDEN = ("shading", "trust")
 PAIRS = ("pairs", "pairs_variance")   # what a session adds to a step's suppression
 METRICS = SCORES + SIGNALS[2:-1] + HIDDEN + PAIRS   # the columns that a session writes
+COLUMN = named("Columns", METRICS, __name__)(*range(len(METRICS)))   # the place of each, by name
 
 # %% ../nbs/04_market.ipynb #state
 OUTLOOK, PRICE, TRUST, GAIN = range(4)   # columns of `belief`
@@ -321,7 +322,7 @@ def ring_meets(
     "Does the ring coordinate in this session? It does so with the chance of its trust, which `restrict` cuts."
     if market.members < 2: return False
     fill_uniforms(floor.value, 1, market.key0, market.key1, market.now, MEETING, 0)
-    trust = floor.belief[TRUST] * (1 - behaviour.restriction if rules.policy == RESTRICT else 1.0)
+    trust = floor.belief[TRUST] * (1 - behaviour.restriction if rules.coalition_policy == RESTRICT else 1.0)
     meets = floor.value[0] < trust
     for i in range(market.n):
         if meets and floor.kind[i] == COLLUDER: floor.active[i] = 0
@@ -348,8 +349,8 @@ def lifted(
     rules,      # Rules
 ):
     "The bid, raised to a public reserve that the value covers."
-    if rules.public_reserve and 0 < bid < rules.reserve and value >= rules.reserve:
-        return rules.reserve * (1 + TIE_BREAK * value)
+    if rules.reveal_reserve and 0 < bid < rules.reserve_price and value >= rules.reserve_price:
+        return rules.reserve_price * (1 + TIE_BREAK * value)
     return bid
 
 
@@ -381,7 +382,7 @@ def list_bids(
     floor.top[:], floor.who[:] = 0.0, -1
     top, who, count, total, squares = (0.0, 0.0, 0.0), (-1, -1, -1), 0, 0.0, 0.0
     for i in range(market.n):
-        valid = (floor.bid[i] > 0) & (floor.bid[i] >= rules.reserve)
+        valid = (floor.bid[i] > 0) & (floor.bid[i] >= rules.reserve_price)
         bid = floor.bid[i] if valid else 0.0
         count, total, squares = count + valid, total + bid, squares + bid * bid
         floor.valid[i] += valid
@@ -391,7 +392,8 @@ def list_bids(
         for at in range(3): floor.top[at], floor.who[at] = top[at], who[at]
     else:
         for i in range(market.n):
-            if floor.bid2[i] > 0 and floor.bid2[i] >= rules.reserve: insert_bid(floor.top, floor.who, floor.bid2[i], i)
+            if floor.bid2[i] > 0 and floor.bid2[i] >= rules.reserve_price:
+                insert_bid(floor.top, floor.who, floor.bid2[i], i)
     floor.tally[BIDS] += count
     floor.tally[BID_COUNT_SQUARES] += count * count
     floor.tally[BID_SUM] += total
@@ -438,8 +440,8 @@ def trade(
         i = floor.who[at]
         if i < 0: break
         if floor.arm[i] == SHILL: continue   # a false bid won: the unit stays unsold
-        price, worth = unit_price(rules.auction_type, floor.top, floor.who, market.items, rules.reserve,
-                                  at), unit_value(market, floor, at)
+        price = unit_price(int(rules.auction_type), floor.top, floor.who, market.items, rules.reserve_price, at)
+        worth = unit_value(market, floor, at)
         floor.tally[SOLD] += 1
         floor.tally[PRICE_SUM] += price
         if floor.arm[i] == FLIP:
@@ -464,7 +466,7 @@ def pay_shill(
     "If the highest losing bid is a shill's, it earns a share of what it added to the price of every unit."
     i = floor.who[market.items]
     if rules.auction_type == FIRST_PRICE or i < 0 or floor.arm[i] != SHILL: return
-    rise = floor.top[market.items] - max(floor.top[market.items + 1], rules.reserve)
+    rise = floor.top[market.items] - max(floor.top[market.items + 1], rules.reserve_price)
     floor.net[i] += behaviour.kickback * market.items * rise
 
 # %% ../nbs/04_market.ipynb #best-welfare
@@ -496,7 +498,7 @@ def ring_saving(
         if floor.kind[i] == COLLUDER: continue
         insert_bid(floor.best, floor.best_who, floor.bid[i], i)
         if market.items > 1: insert_bid(floor.best, floor.best_who, floor.bid2[i], i)
-    outside = max(rules.reserve, floor.best[market.items - 1])
+    outside = max(rules.reserve_price, floor.best[market.items - 1])
     return follows - outside if leads > outside and follows > outside else 0.0
 
 # %% ../nbs/04_market.ipynb #hindsight
@@ -547,9 +549,9 @@ def audit(
     market, rules, behaviour, meets, floor,
 ):
     "Step 5: the coalition policy's fines and fees, and the fines for shilling."
-    caught, alarm = detection(rules, behaviour), behaviour.false_alarm if rules.policy == SUSPECTED else 0.0
-    fee = behaviour.fee if rules.policy == RESTRICT or rules.policy == CONFIRMED else 0.0
-    if rules.policy != ALLOW:
+    caught, alarm = detection(rules, behaviour), behaviour.false_alarm if rules.coalition_policy == SUSPECTED else 0.0
+    fee = behaviour.fee if rules.coalition_policy == RESTRICT or rules.coalition_policy == CONFIRMED else 0.0
+    if rules.coalition_policy != ALLOW:
         fill_uniforms(floor.value, market.n, market.key0, market.key1, market.now, COLLUSION_AUDIT, 0)
         for i in range(market.n):
             chance = caught if meets and floor.kind[i] == COLLUDER else alarm
@@ -636,23 +638,26 @@ def write_scores(
     market, rules, since, floor,
     out, # float [METRICS]; overwritten
 ):
-    "The round's numbers, in the order of METRICS; `since` rounds were played under the mechanism before this one."
+    "The round's numbers, by name of METRICS; `since` rounds were played under the mechanism before this one."
     tally, n = floor.tally, market.n
     for i in range(n): floor.surplus[i] += floor.net[i]
-    out[0], out[1], out[2] = floor.history[since], fairness(floor.surplus[:n]), participation(market, floor)
-    out[3] = stability(floor.history[:since + 1])
-    out[4] = out[0] * out[1] * out[2] * out[3]
-    out[5] = tally[REVENUE] / LOTS
+    out[COLUMN.welfare] = floor.history[since]
+    out[COLUMN.fairness] = fairness(floor.surplus[:n])
+    out[COLUMN.participation] = participation(market, floor)
+    out[COLUMN.stability] = stability(floor.history[:since + 1])
+    out[COLUMN.reward] = out[COLUMN.welfare] * out[COLUMN.fairness] * out[COLUMN.participation] * out[COLUMN.stability]
+    out[COLUMN.revenue] = tally[REVENUE] / LOTS
     mean = tally[BID_SUM] / max(1.0, tally[BIDS])
     spread = math.sqrt(max(0.0, tally[BID_SQUARES] / max(1.0, tally[BIDS]) - mean * mean))
-    out[6] = tally[PRICE_SUM] / max(1.0, tally[SOLD])
-    out[7] = spread / mean if mean > 0 else 0.0
-    out[8] = 1 - tally[NEXT_SUM] / tally[TOP_SUM] if tally[TOP_SUM] > 0 else 0.0
-    out[9] = 1 - tally[BIDS] / (LOTS * n)
-    out[10] = tally[RETURNED] / max(1.0, tally[SOLD])
-    out[11] = 1 - tally[SOLD] / (LOTS * market.items)
-    out[12], out[13] = mean_shading(market, floor), floor.belief[TRUST]
-    out[14], out[15] = pairs_together(market, floor)
+    out[COLUMN.price] = tally[PRICE_SUM] / max(1.0, tally[SOLD])
+    out[COLUMN.dispersion] = spread / mean if mean > 0 else 0.0
+    out[COLUMN.gap] = 1 - tally[NEXT_SUM] / tally[TOP_SUM] if tally[TOP_SUM] > 0 else 0.0
+    out[COLUMN.silence] = 1 - tally[BIDS] / (LOTS * n)
+    out[COLUMN.returns] = tally[RETURNED] / max(1.0, tally[SOLD])
+    out[COLUMN.unsold] = 1 - tally[SOLD] / (LOTS * market.items)
+    out[COLUMN.shading] = mean_shading(market, floor)
+    out[COLUMN.trust] = floor.belief[TRUST]
+    out[COLUMN.pairs], out[COLUMN.pairs_variance] = pairs_together(market, floor)
 
 # %% ../nbs/04_market.ipynb #session
 @compiled

@@ -164,7 +164,7 @@ def play_learners(
     for b in range(out.shape[0]):
         rules, floor = read_rules(rows[b]), enter_floor(state, b, scratch)
         floor.surplus[:] = 0.0
-        at = rules.auction_type if rule == Q_LEARNING else 0
+        at = int(rules.auction_type) if rule == Q_LEARNING else 0
         for since in range(out.shape[1]):
             market = read_market(state.key[b], state.round[b], floor.kind, state.traits[b], rules)
             tell_seats(market, rule, at, b, habits, menu, minds, floor)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'SOURCES', 'sources_hash', 'own_folder', 'cache_folder', 'ChangedCodeError', 'check_compiled', 'KeptCode',
-           'compiled', 'thread_count', 'use_threads', 'shares', 'in_threads', 'wide_registers']
+           'compiled', 'named', 'from_row', 'thread_count', 'use_threads', 'shares', 'in_threads', 'wide_registers']
 
 # %% ../nbs/00_runtime.ipynb #imports
 import builtins
@@ -15,6 +15,7 @@ import pickle
 import sys
 import tempfile
 import warnings
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ import numpy as np
 from numba.core import serialize
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.extending import overload
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 import daedalus
 
@@ -241,6 +244,30 @@ def compiled(
             made._cache = KeptCode(function)
         _DEFINED.add(name)
     return made
+
+# %% ../nbs/00_runtime.ipynb #named
+def named(
+    kind: str,  # name of the type
+    fields: Sequence[str],  # names of its values' parts
+    module: str,  # that the type is a global name of
+) -> Any:
+    """A type of named tuples."""
+    return namedtuple(kind, fields, module=module)
+
+
+def from_row(
+    kind,  # as `named` makes it
+    row,  # float [fields of kind]
+):
+    """The numbers of a row by name, in compiled code too."""
+    return kind(*row)
+
+
+@overload(from_row)
+def _compiled_from_row(kind, row):
+    """The same where the length of a tuple must be known beforehand."""
+    count = len(kind.instance_class._fields)
+    return lambda kind, row: kind(*to_fixed_tuple(row, count))
 
 # %% ../nbs/00_runtime.ipynb #use-threads
 _THREADS: ContextVar[int | None] = ContextVar("threads", default=None)

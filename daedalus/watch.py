@@ -84,7 +84,7 @@ def record_sales(
         i = floor.who[at]
         if i < 0: break
         if floor.arm[i] == SHILL: continue
-        price = unit_price(rules.auction_type, floor.top, floor.who, market.items, rules.reserve, at)
+        price = unit_price(int(rules.auction_type), floor.top, floor.who, market.items, rules.reserve_price, at)
         worth, unit = unit_value(market, floor, at), lot * market.items + at
         if floor.arm[i] == FLIP: worth = market.low + (behaviour.resale * market.high - market.low) * floor.offers[unit]
         elif floor.luck[unit] < market.return_rate: worth = 0.0

@@ -362,7 +362,7 @@ def test_audits_fine_entrants_and_nobody_gains(rules, who, seed, meets):
     floor.present[::2] = 0
     market.audit(of, rules, BEHAVIOUR, meets, floor)
     assert (floor.net[::2] == 0).all() and (floor.net <= 0).all()
-    idle = rules.policy == 0 and rules.shill_penalty == 0
+    idle = rules.coalition_policy == 0 and rules.shill_penalty == 0
     assert not idle or not floor.net.any()
 
 
