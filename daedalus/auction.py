@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST_PRICE', 'SECOND_PRICE', 'VCG', 'insert_bid', 'insert_of_three', 'rival_bid', 'count_bids', 'unit_price',
-           'Clearing', 'clear']
+           'Clearing', 'clear', 'second_price_revenue']
 
 # %% ../nbs/01_auction.ipynb #imports
 from typing import NamedTuple
@@ -131,3 +131,12 @@ def clear(
     _clear(bids, AUCTION_TYPES.index(auction_type), n_items, float(reserve), np.empty(n_items + 2),
            np.empty(n_items + 2, np.int64), units, payments)
     return Clearing(units, payments)
+
+# %% ../nbs/01_auction.ipynb #revenue
+def second_price_revenue(
+    bidders: int, # at least 1
+    reserve: float = 0.0, # 0 to 1
+) -> float:
+    "Expected revenue of a second-price auction of one unit among truthful bidders with values uniform on [0, 1]."
+    n, r = bidders, reserve
+    return (n - 1) / (n + 1) + r**n - 2 * n / (n + 1) * r**(n + 1)

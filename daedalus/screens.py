@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCREENS', 'DECIMALS', 'SUSPICIOUS', 'TSUCHIURA', 'TSUCHIURA_URL', 'TSUCHIURA_SHA256', 'COLUMNS', 'variation',
            'spread', 'skewness', 'kurtosis', 'relative_distance', 'difference', 'uniform_distance', 'screen_tenders',
-           'margins', 'missing_bids', 'suppression', 'resamples', 'auc', 'auc_interval', 'read_tenders',
-           'DataUnavailable', 'tsuchiura', 'ebay']
+           'margins', 'missing_bids', 'suppression', 'auc', 'auc_interval', 'read_tenders', 'DataUnavailable',
+           'tsuchiura', 'tender_table', 'ebay']
 
 # %% ../nbs/03_screens.ipynb #imports
 import csv
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .results import data_folders, install_hint
+from .stats import ends
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,17 +214,6 @@ def suppression(
     return float((together - own.sum()) / 2 / np.sqrt(variance)) if variance > 1e-12 else np.nan
 
 # %% ../nbs/03_screens.ipynb #auc
-def resamples(
-    cluster: np.ndarray,  # [rows]: rows of one cluster are drawn together; all different: rows are drawn one by one
-    count: int = 2000,  # bootstrap draws, at least 1
-    seed: int = 0,  # from 0
-) -> np.ndarray:  # int [count, rows]: how often each row was drawn
-    "Bootstrap draws of clusters, with replacement."
-    at = np.unique(cluster, return_inverse=True)[1]
-    groups = at.max() + 1
-    return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), count)[:, at]
-
-
 def auc(
     score: np.ndarray,  # float [rows]; NaN is left out
     guilty: np.ndarray,  # bool [rows]
@@ -246,10 +236,10 @@ def auc(
 def auc_interval(
     score: np.ndarray,  # as in `auc`
     guilty: np.ndarray,  # as in `auc`
-    weight: np.ndarray,  # [count, rows], as `resamples` returns it
+    weight: np.ndarray,  # [draws, rows], as `daedalus.stats.counts` returns it
 ) -> tuple[float, float, float]:
     "The area under the ROC curve and the ends of its 95 % bootstrap interval."
-    low, high = np.nanquantile(auc(score, guilty, weight), [0.025, 0.975])
+    low, high = ends(auc(score, guilty, weight))
     return float(auc(score, guilty)), float(low), float(high)
 
 # %% ../nbs/03_screens.ipynb #read-tenders
@@ -344,6 +334,18 @@ def tsuchiura() -> "pd.DataFrame":  # one row for each bid, columns COLUMNS
         raise ValueError(f"{str(path)!r} does not hold the Tsuchiura tenders: its checksum is {_checksum(table)}, not "
                          f"{TSUCHIURA_SHA256}; without that file they are fetched anew")
     return _numbers(table)
+
+# %% ../nbs/03_screens.ipynb #tender-table
+def tender_table(
+    bids: "pd.DataFrame",  # as `read_tenders` returns them
+) -> "pd.DataFrame":  # as `screen_tenders` returns it, and columns `year`, `quarter`, `minimum`, `cartel`, `reserve`, `lowest`
+    "The screens and facts of each tender with at least two bids."
+    facts = bids.groupby("pid").agg(
+        year=("year", "first"), quarter=("quarter", "first"), minimum=("minpriceauction", "first"),
+        cartel=("auction_cartelized", "first"), reserve=("reserveprice", "first"), lowest=("norm_bid", "min"))
+    tenders = screen_tenders(bids["bid"], bids["pid"]).join(facts)
+    tenders = tenders[tenders["bids"] >= 2]
+    return tenders.assign(cartel=tenders["cartel"] == 1)
 
 # %% ../nbs/03_screens.ipynb #ebay
 def ebay() -> "pd.DataFrame":

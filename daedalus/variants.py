@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASE', 'merged', 'vary', 'Variant', 'AblationPlan', 'ablation_plan', 'record_key', 'run_variant', 'read_records',
-           'run_ablations', 'ablation_records', 'rewards_of', 'gain_interval']
+           'run_ablations', 'ablation_records', 'rewards_of']
 
 # %% ../nbs/10_variants.ipynb #imports
 import json
@@ -202,18 +202,3 @@ def rewards_of(
     if not mine:
         raise ValueError(f"variant must be one that was trained, not {variant!r}")
     return np.array([record["held out"][where]["rewards"] for record in mine])
-
-
-def gain_interval(
-    gains: np.ndarray,  # float [seeds, episodes]: differences of pairs
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float, float]:  # mean, and the ends of the 95 % percentile interval
-    """The mean difference, with a bootstrap interval that resamples seeds and episodes."""
-    rng, (rows, columns) = np.random.default_rng(seed), gains.shape
-    means = []
-    for _ in range(resamples):  # the mean of a drawn table needs only how often each row and column was drawn
-        drawn = [np.bincount(rng.integers(n, size=n), minlength=n) / n for n in (rows, columns)]
-        means.append(drawn[0] @ gains @ drawn[1])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(gains.mean()), float(low), float(high)

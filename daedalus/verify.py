@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPOTS', 'PROFILES', 'SHOWN', 'Claim', 'claims', 'committed', 'lookup', 'leaves', 'holds', 'verdict',
-           'episode_rewards', 'trained_rewards', 'parameters', 'cells', 'rivals_files', 'rival_learned', 'spot', 'Row',
-           'command', 'spot_row', 'recompute', 'recomputed', 'rest_tolerance', 'rest', 'figures', 'Recomputation',
-           'recompute_claims', 'claims_table', 'verify', 'trace']
+           'episode_rewards', 'trained_rewards', 'parameters', 'second_price', 'screen_auc', 'rivals_files',
+           'rival_learned', 'spot', 'Row', 'command', 'spot_row', 'recompute', 'recomputed', 'rest_tolerance', 'rest',
+           'figures', 'Recomputation', 'recompute_claims', 'claims_table', 'verify', 'trace']
 
 # %% ../nbs/13_verify.ipynb #imports
 import json
@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from daedalus.reproduce import (
     BUILD,
@@ -233,29 +235,41 @@ def _parameters(
 
     return count_parameters(profile_of(profile).policy)
 
-# %% ../nbs/13_verify.ipynb #spot-cells
-def cells(
-    source: dict,  # provenance of the committed number: notebook and parameters
-    run: Sequence[str],  # ids of the cells to run, in order
-    value: str,  # Python expression of the number
-) -> Any:
-    """What some cells of a notebook find, run alone with the parameters of the committed number."""
-    return eval(value, _run_cells(source["notebook"], tuple(run), json.dumps(source["parameters"])))
-
-
+# %% ../nbs/13_verify.ipynb #spot-experiments
 @cache
-def _run_cells(
-    notebook: str,
-    run: tuple[str, ...],
-    parameters: str,  # as JSON
-) -> dict[str, Any]:
-    """The names that some cells of a notebook leave behind; run once for each choice of cells."""
-    found = json.loads(parameters)
-    content = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    sources = {cell["id"]: "".join(cell["source"]) for cell in content}
-    for name in run:
-        exec(compile(sources[name], f"{notebook}, cell {name}", "exec"), found)
-    return found
+def _second_price(
+    bidders: int,
+    reserve: float,
+    lots: int,
+    seed: int,
+) -> dict[str, float]:
+    """Simulated second-price auctions beside their closed form."""
+    from daedalus.auction import clear, second_price_revenue
+    from daedalus.stats import against
+
+    values = np.random.default_rng(seed).random((lots, bidders))
+    return against(second_price_revenue(bidders, reserve), clear(values, "second_price", reserve=reserve).payments.sum(1))
+
+
+def second_price(
+    source: dict,  # provenance of the committed number
+    bidders: int,
+    reserve: float,
+    what: str,  # "simulated" or "z"
+) -> float:
+    """The simulated revenue of second-price auctions, or its distance from the closed form in standard errors."""
+    return _second_price(bidders, reserve, source["parameters"]["lots"], source["parameters"]["seed"])[what]
+
+
+def screen_auc(
+    source: dict,  # of no use here: nothing is drawn
+    screen: str,  # a name of `daedalus.screens.SCREENS`
+) -> float:
+    """The area under the ROC curve of a screen on the real tenders."""
+    from daedalus.screens import SUSPICIOUS, auc, tender_table, tsuchiura
+
+    tenders = tender_table(tsuchiura())
+    return float(auc(SUSPICIOUS[screen] * tenders[screen].to_numpy(float), tenders["cartel"]))
 
 # %% ../nbs/13_verify.ipynb #spot-rivals
 def rivals_files(
@@ -279,7 +293,7 @@ def rival_learned(
 
 # %% ../nbs/13_verify.ipynb #spots
 SPOTS: dict[str, Callable] = {function.__name__: function for function in (
-    episode_rewards, trained_rewards, parameters, cells, rivals_files, rival_learned)}
+    episode_rewards, trained_rewards, parameters, second_price, screen_auc, rivals_files, rival_learned)}
 
 
 def spot(

@@ -4,7 +4,6 @@ import functools
 import json
 import re
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
@@ -15,7 +14,7 @@ from daedalus import variants
 from daedalus.policy import TARGETS
 from daedalus.train import borrow_phases, one_thread, phase_folders, profile, run_phases
 from daedalus.variants import (
-    BASE, AblationPlan, Variant, ablation_plan, ablation_records, gain_interval, merged, read_records, record_key,
+    BASE, AblationPlan, Variant, ablation_plan, ablation_records, merged, read_records, record_key,
     rewards_of, run_ablations, vary)
 
 PLAN = ablation_plan()
@@ -247,32 +246,6 @@ def test_rewards_are_ordered_by_seed():
     assert rewards_of(records, "a", "open, signals").tolist() == [[0, 1], [1, 1], [2, 1]]
     with pytest.raises(ValueError, match="variant must be one that was trained, not 'b'"):
         rewards_of(records, "b", "open, signals")
-
-
-def test_an_interval_over_seeds_and_episodes():
-    constant = np.full((3, 50), 0.25)
-    assert gain_interval(constant) == pytest.approx((0.25, 0.25, 0.25), abs=1e-12)
-    apart = np.repeat([[0.0], [0.5], [1.0]], 50, axis=1)  # drawn means: 0 and 1 each with chance 1/27, above 2.5 %
-    mean, low, high = gain_interval(apart, 20_000)
-    assert (mean, low, high) == (0.5, pytest.approx(0.0, abs=1e-12), pytest.approx(1.0, abs=1e-12))
-
-
-def test_with_one_seed_the_interval_is_that_of_the_episodes():
-    gains = np.random.default_rng(1).normal(0.1, 0.2, (1, 400))
-    mean, low, high = gain_interval(gains, 20_000)
-    error = gains.std() / 20
-    assert mean == pytest.approx(gains.mean())
-    assert low == pytest.approx(mean - 1.96 * error, abs=0.1 * error)
-    assert high == pytest.approx(mean + 1.96 * error, abs=0.1 * error)
-
-
-def test_the_crossed_interval_covers_at_least_both_parts():
-    rng = np.random.default_rng(2)
-    gains = rng.normal(0, 0.05, (6, 1)) + rng.normal(0, 0.2, (1, 100)) + rng.normal(0, 0.1, (6, 100))
-    _, low, high = gain_interval(gains, 4000)
-    by_seed, by_episode = gains.mean(1).std() / np.sqrt(6), gains.mean(0).std() / np.sqrt(100)
-    width = np.hypot(by_seed, by_episode)
-    assert 0.9 * 1.96 * width < (high - low) / 2 < 1.5 * 1.96 * width
 
 
 def test_the_record_file_is_json_with_one_record_in_a_line(trained):

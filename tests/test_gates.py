@@ -1,11 +1,13 @@
 """What keeps the project in order: the checks that `make test` runs, types that a checker understands, one version."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from configparser import ConfigParser
+from importlib.metadata import packages_distributions
 
 import pytest
 
@@ -18,6 +20,51 @@ MODULES = sorted((CHECKOUT / "daedalus").rglob("*.py"))
 SETTINGS = ConfigParser(delimiters=["="])
 SETTINGS.read(CHECKOUT / "settings.ini", encoding="utf-8")
 PINS = dict(line.split("==") for line in (CHECKOUT / "constraints.txt").read_text().splitlines() if "==" in line)
+
+
+def canonical(name):
+    """The name of a distribution as pip compares it, without version and extras."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[=<>!~]", name)[0]).lower()
+
+
+def imported(source):
+    """The packages that a piece of code imports, at its top or within a function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def sources():
+    """Every module, and every cell of code of every notebook, by the name of its file."""
+    yield from ((path.name, path.read_text(encoding="utf-8")) for path in MODULES)
+    for path in sorted((CHECKOUT / "nbs").glob("*.ipynb")):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code":
+                yield path.name, "".join(cell["source"])
+
+
+def test_every_package_that_is_imported_is_declared_and_pinned():
+    extras = [names for extra, names in SETTINGS["extras"].items() if extra not in SETTINGS.defaults()]
+    known = {canonical(name) for line in [SETTINGS["DEFAULT"]["requirements"], *extras] for name in line.split()}
+    brought_by = packages_distributions()
+    pins = {canonical(name) for name in PINS}
+    for where, source in sources():
+        for top in set(imported(source)) - sys.stdlib_module_names - {"daedalus"}:
+            names = {canonical(name) for name in brought_by.get(top, [top])}
+            assert names & known, f"{where} imports {top}, which settings.ini does not name"
+            assert names & pins or "unsloth" in names, f"constraints.txt has no version of {top}"
+
+
+def test_what_the_core_imports_at_its_top_is_a_requirement_of_the_core():
+    core = {canonical(name) for name in SETTINGS["DEFAULT"]["requirements"].split()}
+    for path in MODULES:
+        if path.stem in ("__init__", "schema", "noise", "runtime", "results", "style", "market", "bidders", "cli"):
+            tops = {top for node in ast.parse(path.read_text(encoding="utf-8")).body
+                    if isinstance(node, ast.Import | ast.ImportFrom) for top in imported(ast.unparse(node))}
+            for top in tops - sys.stdlib_module_names - {"daedalus"}:
+                assert {canonical(name) for name in packages_distributions().get(top, [top])} & core, (path.stem, top)
 
 
 def annotations(tree):

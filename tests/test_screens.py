@@ -14,8 +14,9 @@ from daedalus import screens
 from daedalus.results import data_folders
 from daedalus.screens import (
     SCREENS, SUSPICIOUS, auc, auc_interval, difference, kurtosis, margins, missing_bids, read_tenders,
-    relative_distance, resamples, screen_tenders, skewness, spread, suppression, tsuchiura, uniform_distance,
+    relative_distance, screen_tenders, skewness, spread, suppression, tsuchiura, uniform_distance,
     variation)
+from daedalus.stats import counts
 
 HERE = any((folder / screens.TSUCHIURA).is_file() for folder in data_folders())
 needs_data = pytest.mark.skipif(not HERE, reason=f"no data folder holds {screens.TSUCHIURA}: set DAEDALUS_DATA_DIR")
@@ -249,18 +250,11 @@ def test_weights_are_repetitions(rows):
     np.testing.assert_allclose(auc(score, guilty, weight), repeated, atol=1e-12)
 
 
-def test_resamples_keep_clusters_together():
-    drawn = resamples(np.array([7, 7, 3, 9]), count=50, seed=1)
-    assert drawn.shape == (50, 4) and (drawn[:, 0] == drawn[:, 1]).all()
-    assert (drawn[:, [0, 2, 3]].sum(1) == 3).all()
-    assert (drawn == resamples(np.array([7, 7, 3, 9]), count=50, seed=1)).all()
-
-
 def test_auc_interval_covers():
     "Nominally .95; with 300 draws and 500 repetitions three standard errors of the share are .03."
     rng, guilty, inside = np.random.default_rng(0), np.repeat([True, False], 60), []
     truth = 0.76025   # P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt 2)
-    drawn = resamples(np.arange(120), 300)
+    drawn = counts(120, 300)
     for _ in range(500):
         score = np.concatenate([rng.normal(1, 1, 60), rng.normal(0, 1, 60)])
         point, low, high = auc_interval(score, guilty, drawn)

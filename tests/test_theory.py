@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from daedalus.auction import clear
+from daedalus.auction import clear, second_price_revenue
 from daedalus.bidders import Population, competitive_surplus
 from daedalus.market import HIDDEN, LOTS, SCORED, simulate
 from daedalus.schema import Mechanism
@@ -31,10 +31,6 @@ def assert_ratio(part, whole, closed_form):
     assert_mean(share + (part - share * whole) / whole.mean(), closed_form)
 
 
-def revenue(n, r):
-    return (n - 1) / (n + 1) + r**n - 2 * n * r ** (n + 1) / (n + 1)
-
-
 def engine(population, steps=10, late=None, **rules):
     """Scores of enough markets for `AUCTIONS` auctions in their last `late` steps."""
     markets = math.ceil(AUCTIONS / (LOTS * SCORED * (late or steps)))
@@ -48,7 +44,7 @@ def engine(population, steps=10, late=None, **rules):
 def test_second_price(n, r):
     values = uniforms(n)
     sold = clear(values, "second_price", reserve=r)
-    assert_mean(sold.payments.sum(1), revenue(n, r))
+    assert_mean(sold.payments.sum(1), second_price_revenue(n, r))
     assert_ratio((sold.units * values).sum(1), values.max(1), 1 - r ** (n + 1))
     assert_mean(sold.units.sum(1), 1 - r**n)
 
@@ -56,7 +52,7 @@ def test_second_price(n, r):
 @pytest.mark.parametrize("n, r", SETTINGS)
 def test_the_engine_sells_at_second_price(n, r):
     out = engine(Population(truthful=n, **UNIFORM), auction_type="second_price", reserve_price=r)
-    assert_mean(out.revenue.ravel(), revenue(n, r))
+    assert_mean(out.revenue.ravel(), second_price_revenue(n, r))
     assert_mean(out.welfare.ravel(), 1 - r**n)
 
 
@@ -65,7 +61,7 @@ def test_first_price_equilibrium_earns_the_same(n, r):
     values = uniforms(n)
     bids = values * (n - 1) / n + r**n / (n * values ** (n - 1))
     sold = clear(np.where(values < r, 0.0, bids), "first_price", reserve=r)
-    assert_mean(sold.payments.sum(1), revenue(n, r))
+    assert_mean(sold.payments.sum(1), second_price_revenue(n, r))
 
 
 def test_no_bid_beats_the_first_price_equilibrium():
@@ -115,7 +111,7 @@ def test_the_best_reserve_is_one_half(n):
     at = {r: clear(values, "second_price", reserve=r).payments.sum(1) for r in (0.0, 0.4, 0.5, 0.6)}
     assert_mean(at[0.5] - at[0.0], 2.0**-n / (n + 1))
     for r in (0.0, 0.4, 0.6):
-        assert_mean(at[0.5] - at[r], revenue(n, 0.5) - revenue(n, r))
+        assert_mean(at[0.5] - at[r], second_price_revenue(n, 0.5) - second_price_revenue(n, r))
         assert at[0.5].mean() > at[r].mean()
 
 
@@ -126,7 +122,7 @@ def test_the_best_reserve_of_other_values(low):
 
     def closed_form(r):
         t = (r - low) / (1 - low)
-        return low * (1 - t**n) + (1 - low) * revenue(n, t)
+        return low * (1 - t**n) + (1 - low) * second_price_revenue(n, t)
 
     at = {r: clear(values, "second_price", reserve=r).payments.sum(1) for r in (best, best + 0.1)}
     for r, sample in at.items():
