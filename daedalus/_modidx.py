@@ -347,6 +347,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'daedalus.evaluate.adaptation': ('evaluate.html#adaptation', 'daedalus/evaluate.py'),
                                    'daedalus.evaluate.adaptation_plot': ('evaluate.html#adaptation_plot', 'daedalus/evaluate.py'),
                                    'daedalus.evaluate.boxplot': ('evaluate.html#boxplot', 'daedalus/evaluate.py'),
+                                   'daedalus.evaluate.drawn_boxplot': ('evaluate.html#drawn_boxplot', 'daedalus/evaluate.py'),
                                    'daedalus.evaluate.evaluate': ('evaluate.html#evaluate', 'daedalus/evaluate.py'),
                                    'daedalus.evaluate.inference': ('evaluate.html#inference', 'daedalus/evaluate.py'),
                                    'daedalus.evaluate.interquartile_range': ('evaluate.html#interquartile_range', 'daedalus/evaluate.py'),

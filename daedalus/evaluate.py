@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['evaluate', 'yardsticks', 'interquartile_range', 'worst_fifth', 'summary', 'paired', 'share_of_gap', 'published',
-           'training_records', 'recorded', 'boxplot', 'levers', 'lever_map', 'adaptation', 'adaptation_plot',
-           'training_table', 'inference']
+           'training_records', 'recorded', 'boxplot', 'drawn_boxplot', 'levers', 'lever_map', 'adaptation',
+           'adaptation_plot', 'training_table', 'inference']
 
 # %% ../nbs/11_evaluate.ipynb #imports
 import json
@@ -22,7 +22,7 @@ from .designers import DESIGNERS, FixedDesigner, as_designer, play
 from .env import DaedalusEnv, suite
 from .language import LanguageDesigner
 from .market import SCORES
-from .results import check_output, data_dir, versions, write_text
+from .results import check_output, data_dir, read_result, versions, write_text
 from .runtime import use_threads
 from .schema import DOMAIN, Mechanism, seed_number, whole_number
 from .search import best_fixed, oracle
@@ -292,6 +292,17 @@ def boxplot(
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     sns.despine(ax=axes)
     return axes
+
+# %% ../nbs/11_evaluate.ipynb #drawn
+def drawn_boxplot(
+    result: dict | None = None, # rewards of the episodes by designer, from left to right; None: the committed ones
+) -> "matplotlib.axes.Axes":
+    "The boxplot of the paper, from its result alone."
+    import pandas as pd
+
+    rewards = result or read_result("boxplot")
+    return boxplot(pd.DataFrame([{"designer": name, "episode": at, "reward": reward}
+                                 for name, row in rewards.items() for at, reward in enumerate(row)]))
 
 # %% ../nbs/11_evaluate.ipynb #levers
 def _settings(
