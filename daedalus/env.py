@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .bidders import KINDS, MAX_BIDDERS, Population
-from .market import SCORES, SIGNALS, MarketState, Outcomes, advance, open_market, outcomes_of
+from .bidders import BEHAVIOUR, KINDS, MAX_BIDDERS, Behaviour, Population
+from .market import (
+    ROUNDS, SCORES, SIGNALS, Agents, MarketState, Outcomes, advance, open_market, outcomes_of)
 from .results import data_dir
 from .schema import (
     DEFAULT_MECHANISM, DOMAIN, FIELDS, Mechanism, MechanismError, Observation, Outcome, RecentOutcome, generator,
@@ -144,13 +145,14 @@ def open_episodes(
     populations: Population | Sequence[Population],  # one for all, or one for each episode
     seeds,  # int from 0, or [batch] of them, or [batch, 2] of (seed, episode)
     episode_length: int = 10,  # steps, at least 1
+    behaviour: Behaviour = BEHAVIOUR,
 ) -> Episodes:
     """Episodes after their warm-up, before their first step.
 
     Raises ValueError for an episode length or a seed that is none.
     """
     episode_length = whole_number(episode_length, "episode_length")
-    market, warm_up = open_market(populations, seeds)
+    market, warm_up = open_market(populations, seeds, behaviour)
     return Episodes(market, episode_length, 0, (DEFAULT_MECHANISM,) * len(market.key), (warm_up,))
 
 # %% ../nbs/05_env.ipynb #play-step
@@ -161,6 +163,8 @@ class EpisodeError(RuntimeError):
 def play_sessions(
     episodes: Episodes,  # not changed
     mechanisms: Mechanism | Sequence[Mechanism],  # one for all, or one for each episode
+    behaviour: Behaviour = BEHAVIOUR,
+    agents: Agents | None = None,  # bidders that are played from outside; None: nobody is
 ) -> tuple[Episodes, np.ndarray]:  # the episodes one step later, and float64 [batch, ROUNDS, METRICS]
     """Play a step; the second part is what each of its sessions brought.
 
@@ -169,7 +173,7 @@ def play_sessions(
     if episodes.done:
         raise EpisodeError(f"the episode is over at step {episodes.episode_length}: reset starts another")
     market = episodes.market.copy()
-    sessions = advance(market, mechanisms)
+    sessions = advance(market, mechanisms, ROUNDS, behaviour, agents)
     played = (mechanisms,) * len(market.key) if isinstance(mechanisms, Mechanism) else tuple(mechanisms)
     recent = (*episodes.recent, outcomes_of(market, sessions))[-RECENT:]
     return Episodes(market, episodes.episode_length, episodes.round_number + 1, played, recent), sessions
@@ -178,12 +182,14 @@ def play_sessions(
 def play_step(
     episodes: Episodes,  # not changed
     mechanisms: Mechanism | Sequence[Mechanism],  # one for all, or one for each episode
+    behaviour: Behaviour = BEHAVIOUR,
+    agents: Agents | None = None,  # bidders that are played from outside; None: nobody is
 ) -> Episodes:
     """The episodes one step later; the step's scores are `recent[-1]`.
 
     Raises EpisodeError when the episodes are over, and ValueError for what is not a mechanism.
     """
-    return play_sessions(episodes, mechanisms)[0]
+    return play_sessions(episodes, mechanisms, behaviour, agents)[0]
 
 # %% ../nbs/05_env.ipynb #observe
 def _row(

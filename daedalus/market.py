@@ -6,18 +6,20 @@
 __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'VALUES', 'ENTRY', 'CHOICE', 'MEETING', 'REMORSE', 'RESALE', 'COLLUSION_AUDIT',
            'SHILL_AUDIT', 'Score', 'Signal', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'COLUMN', 'OUTLOOK',
            'PRICE', 'TRUST', 'GAIN', 'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM',
-           'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'ENTRIES', 'TIE_BREAK', 'LEAST', 'CHUNK',
-           'MarketState', 'new_market', 'Market', 'read_market', 'Floor', 'make_floor', 'enter_floor', 'enter',
-           'choose', 'ring_meets', 'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'unit_value', 'sell_again',
-           'trade', 'pay_shill', 'best_welfare', 'ring_saving', 'look_back', 'trade_session', 'audit', 'learn_arms',
-           'learn_beliefs', 'participation', 'mean_shading', 'pairs_together', 'write_scores', 'session', 'play',
-           'advance', 'Outcomes', 'outcomes_of', 'step', 'open_market', 'simulate']
+           'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'ENTRIES', 'TIE_BREAK', 'KEEP', 'BID', 'OUT',
+           'ACTS', 'CERTAIN', 'LEAST', 'CHUNK', 'MarketState', 'new_market', 'Market', 'read_market', 'Accounts',
+           'open_accounts', 'Floor', 'make_floor', 'enter_floor', 'enter', 'choose', 'prepare_tricks', 'follow_lines',
+           'ring_meets', 'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'unit_value', 'sell_again', 'write_down',
+           'record_sale', 'record_return', 'record_lot', 'record_bidders', 'trade', 'pay_shill', 'best_welfare',
+           'ring_saving', 'look_back', 'trade_session', 'audit', 'learn_arms', 'learn_beliefs', 'participation',
+           'mean_shading', 'pairs_together', 'write_scores', 'session', 'acts_in', 'play', 'Agents', 'advance',
+           'Outcomes', 'outcomes_of', 'step', 'open_market', 'simulate']
 
 # %% ../nbs/04_market.ipynb #imports
 import math
 import reprlib
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -213,13 +215,30 @@ def read_market(
     return Market(key[0], key[1], now, n, int(traits[1]), low, high, traits[4] if traits[1] > 1 else 0.0, traits[5],
                   members, learners, LOTS * surplus, rules.withdrawal_penalty * n * surplus)
 
+# %% ../nbs/04_market.ipynb #accounts
+class Accounts(NamedTuple):
+    "What the sessions under one mechanism have brought so far, for a batch of markets."
+    net: np.ndarray      # float64 [batch, n]: each bidder's net surplus from the last session
+    surplus: np.ndarray  # float64 [batch, n]: and from all of them
+    history: np.ndarray  # float64 [batch, rounds]: welfare of each session
+    scores: np.ndarray   # float64 [batch, rounds, METRICS]: what else it brought
+
+
+def open_accounts(
+    state: MarketState,
+    rounds: int, # sessions to come
+) -> Accounts:
+    "Accounts before the first session."
+    seats, sessions = state.kind.shape, (len(state.key), rounds)
+    return Accounts(np.zeros(seats), np.zeros(seats), np.zeros(sessions), np.zeros((*sessions, len(METRICS))))
+
 # %% ../nbs/04_market.ipynb #floor
 (REVENUE, PRICE_SUM, SOLD, RETURNED, RING_GAIN, BIDS, BID_SUM, BID_SQUARES, TOP_SUM, NEXT_SUM, BID_COUNT_SQUARES,
  ENTRIES) = range(12)  # of `tally`
 
 
 class Floor(NamedTuple):
-    "The trading floor: the rows of one market's state, and scratch arrays; only `surplus` and `history` outlive a step."
+    "The trading floor: the rows of one market's state and accounts, and scratch arrays, which do not outlive a session."
     kind: np.ndarray        # int [n]: a row of the state
     log_weight: np.ndarray  # float [n, MOVES]: a row of the state
     belief: np.ndarray      # float [4]: a row of the state
@@ -229,15 +248,15 @@ class Floor(NamedTuple):
     slope: np.ndarray       # float [n]: a bid is start + slope * value
     slope2: np.ndarray      # float [n]: a second bid is slope2 * value
     start: np.ndarray       # float [n]
-    net: np.ndarray         # float [n]: net surplus in this session
-    surplus: np.ndarray     # float [n]: net surplus since the mechanism was posted
+    net: np.ndarray         # float [n]: net surplus in this session: a row of the accounts
+    surplus: np.ndarray     # float [n]: net surplus since the mechanism was posted: a row of the accounts
     arm: np.ndarray         # int [n]: arm played
     present: np.ndarray     # int [n]: 1 if it entered
     active: np.ndarray      # int [n]: lots in which it was free to bid for itself
     valid: np.ndarray       # int [n]: lots in which it placed a valid bid
     chances: np.ndarray     # float [n, MOVES]: with what chance each arm was drawn
     credit: np.ndarray      # float [n, MOVES]: what each arm would have earned
-    history: np.ndarray     # float [rounds]: welfare since the mechanism was posted
+    history: np.ndarray     # float [rounds]: welfare since the mechanism was posted: a row of the accounts
     tally: np.ndarray       # float [ENTRIES]: sums over the session
     top: np.ndarray         # float [units + 3]: the lot's highest bids
     who: np.ndarray         # int [units + 3]: their bidders
@@ -249,29 +268,30 @@ class Floor(NamedTuple):
 # %% ../nbs/04_market.ipynb #make-floor
 def make_floor(
     state: MarketState,
-    rounds: int, # sessions in a call
+    accounts: Accounts,
 ) -> Floor:
-    "Scratch arrays that are large enough for every market of a batch."
+    "Scratch arrays that are large enough for every market of a batch, with the rows of the first."
     n, items = state.kind.shape[1], int(state.traits[:, 1].max())
-    reals, wholes = [np.zeros(n) for _ in range(7)], [np.zeros(n, np.int64) for _ in range(4)]
+    lines, wholes = [np.zeros(n) for _ in range(5)], [np.zeros(n, np.int64) for _ in range(4)]
     return Floor._make([
-        state.kind[0], state.log_weight[0], state.belief[0], np.zeros(n + 8), *reals, *wholes,
-        np.zeros((n, MOVES)), np.zeros((n, MOVES)), np.zeros(rounds), np.zeros(ENTRIES), np.zeros(items + 3),
+        state.kind[0], state.log_weight[0], state.belief[0], np.zeros(n + 8), *lines,
+        accounts.net[0], accounts.surplus[0], *wholes,
+        np.zeros((n, MOVES)), np.zeros((n, MOVES)), accounts.history[0], np.zeros(ENTRIES), np.zeros(items + 3),
         np.zeros(items + 3, np.int64), np.zeros(items), np.zeros(items, np.int64), np.zeros(LOTS * items + 8),
         np.zeros(LOTS * items + 8)])
 
 
 @compiled
 def enter_floor(
-    state, b, # which market of the batch
-    floor,    # the batch's scratch arrays
+    state, accounts, b, # which market of the batch
+    floor,              # the batch's scratch arrays
 ):
-    "The floor of market `b`: its rows of the state, and lists no longer than its lots need."
+    "The floor of market `b`: its rows of state and accounts, and lists no longer than its lots need."
     items = int(state.traits[b, 1])
     listed = items + (2 if items == 1 else 3)
     return Floor(state.kind[b], state.log_weight[b], state.belief[b], floor.value, floor.bid, floor.bid2,
-                 floor.slope, floor.slope2, floor.start, floor.net, floor.surplus, floor.arm, floor.present,
-                 floor.active, floor.valid, floor.chances, floor.credit, floor.history, floor.tally,
+                 floor.slope, floor.slope2, floor.start, accounts.net[b], accounts.surplus[b], floor.arm, floor.present,
+                 floor.active, floor.valid, floor.chances, floor.credit, accounts.history[b], floor.tally,
                  floor.top[:listed], floor.who[:listed], floor.best[:items], floor.best_who[:items],
                  floor.luck, floor.offers)
 
@@ -313,6 +333,40 @@ def choose(
             floor.active[i] = 0
 
 TIE_BREAK = 1e-9   # between bids that would tie, the higher value wins by this much
+
+# %% ../nbs/04_market.ipynb #acts
+KEEP, BID, OUT = range(3)   # what a seat does: as its type would, bid a line, nothing; FLIP and SHILL are tricks
+ACTS = KEEP, BID, OUT, FLIP, SHILL
+CERTAIN = 1e6   # log-weight of a trick that is always drawn, but for the tremble of every learner
+
+
+@compiled
+def prepare_tricks(
+    market, floor,
+    acts, # float [n, 4]: act, first, second, shift of each seat; None: as their types would
+):
+    "Make the seats that play a trick draw it."
+    if acts is None: return
+    for i in range(market.n):
+        trick = int(acts[i, 0])
+        if trick < ARMS: continue
+        floor.log_weight[i] = 0.0
+        floor.log_weight[i, trick] = CERTAIN
+
+
+@compiled
+def follow_lines(
+    market, floor,
+    acts, # as in `prepare_tricks`
+):
+    "Put the line of bids that a seat was told in place of its own; one that stays out is not there."
+    if acts is None: return
+    for i in range(market.n):
+        if acts[i, 0] != BID and acts[i, 0] != OUT: continue
+        here = acts[i, 0] == BID
+        floor.present[i], floor.active[i] = here, LOTS * here
+        floor.slope[i], floor.slope2[i] = here * acts[i, 1], here * acts[i, 2] * market.second_unit
+        floor.start[i], floor.arm[i] = here * acts[i, 3], ARMS - 1
 
 # %% ../nbs/04_market.ipynb #meet
 @compiled
@@ -429,10 +483,71 @@ def sell_again(
     floor.tally[REVENUE] += price
     return worth, at + 1
 
+# %% ../nbs/04_market.ipynb #record
+@compiled
+def write_down(
+    row,    # array [k]; overwritten
+    values, # array, at least k long
+):
+    "Copy the first numbers of a scratch array into a row of a record."
+    for at in range(row.size): row[at] = values[at]
+
+
+@compiled
+def record_sale(
+    lot, at, price, worth, # which unit of which lot, what was paid, and what it is worth to whom it was sold
+    record,                # as in `session`
+):
+    "A unit is sold."
+    if record is None: return
+    record.price[lot, at], record.worth[lot, at] = price, worth
+
+
+@compiled
+def record_return(
+    lot, at, behaviour, floor,
+    buyer, worth, # which listed bid got the returned unit, and its worth there; 0: nobody
+    record,       # as in `session`
+):
+    "A unit that was sold comes back."
+    if record is None: return
+    record.returned[lot, at], record.worth[lot, at] = True, worth
+    if worth == 0: return
+    record.second_owner[lot, at], record.second_price[lot, at] = floor.who[buyer], behaviour.second_hand * floor.top[buyer]
+
+# %% ../nbs/04_market.ipynb #record-lot
+@compiled
+def record_lot(
+    market, lot, floor,
+    leader, best, # who bids for the ring, -1: it does not meet; and the highest total value
+    record,       # as in `session`
+):
+    "The values and bids of a lot, and who won."
+    if record is None: return
+    write_down(record.value[lot], floor.value)
+    write_down(record.bid[lot], floor.bid)
+    if market.items > 1: write_down(record.second_bid[lot], floor.bid2)
+    write_down(record.winner[lot], floor.who)
+    record.leader[lot], record.best[lot] = leader, best
+
+
+@compiled
+def record_bidders(
+    floor,
+    record, # as in `session`
+):
+    "Who the bidders are, what they chose, and what the lots brought them."
+    if record is None: return
+    write_down(record.kind, floor.kind)
+    write_down(record.arm, floor.arm)
+    write_down(record.present, floor.present)
+    write_down(record.gain, floor.net)
+
 # %% ../nbs/04_market.ipynb #trade
 @compiled
 def trade(
     market, rules, behaviour, lot, floor,
+    record, # as in `session`
 ):
     "Steps 3 and 4: winners pay, keep or hand back their units; gives the value that the lot realises."
     realised, runner_up = 0.0, market.items
@@ -447,6 +562,7 @@ def trade(
         if floor.arm[i] == FLIP:
             worth = market.low + (behaviour.resale * market.high - market.low) * floor.offers[lot * market.items + at]
         elif floor.luck[lot * market.items + at] < market.return_rate: worth = 0.0
+        record_sale(lot, at, price, worth, record)
         if worth - price >= -market.withdrawal_fine:
             floor.net[i] += worth - price
             floor.tally[REVENUE] += price
@@ -456,6 +572,7 @@ def trade(
             floor.tally[RETURNED] += 1
             again, runner_up = sell_again(market, behaviour, floor, i, runner_up)
             realised += again
+            record_return(lot, at, behaviour, floor, runner_up - 1, again, record)
     return realised
 
 # %% ../nbs/04_market.ipynb #pay-shill
@@ -525,6 +642,7 @@ def look_back(
 @compiled
 def trade_session(
     market, rules, behaviour, meets, floor,
+    record, # as in `session`
 ):
     "Steps 3 and 4, lot after lot; gives the mean welfare of the lots."
     units, flips = LOTS * market.items, False
@@ -535,12 +653,14 @@ def trade_session(
     for lot in range(LOTS):
         leader, second = draw_bids(market, rules, lot, meets, floor)
         list_bids(market, rules, floor)
-        realised = trade(market, rules, behaviour, lot, floor)
-        welfare += min(1.0, realised / best_welfare(market, floor)) / LOTS
+        realised, best = trade(market, rules, behaviour, lot, floor, record), best_welfare(market, floor)
+        welfare += min(1.0, realised / best) / LOTS
+        record_lot(market, lot, floor, leader if meets else -1, best, record)
         if market.learners == 0: continue
         pay_shill(market, rules, behaviour, floor)
         if leader >= 0: floor.tally[RING_GAIN] += ring_saving(market, rules, leader, second, floor)
         look_back(market, rules, behaviour, meets, leader, floor)
+    record_bidders(floor, record)
     return min(1.0, welfare)
 
 # %% ../nbs/04_market.ipynb #audit
@@ -663,14 +783,18 @@ def write_scores(
 @compiled
 def session(
     market, rules, behaviour, since, floor,
-    out, # float [METRICS]; overwritten
+    acts,   # float [n, 4]: what each seat does; None: what its type would
+    record, # a `watch.Session` for this market; overwritten; None: no record
+    out,    # float [METRICS]; overwritten
 ):
     "One round of one market."
     floor.tally[:] = 0.0
+    prepare_tricks(market, floor, acts)
     enter(market, rules, behaviour, floor)
     choose(market, rules, behaviour, floor)
+    follow_lines(market, floor, acts)
     meets = ring_meets(market, rules, behaviour, floor)
-    floor.history[since] = trade_session(market, rules, behaviour, meets, floor)
+    floor.history[since] = trade_session(market, rules, behaviour, meets, floor, record)
     audit(market, rules, behaviour, meets, floor)
     learn_arms(market, rules, behaviour, floor)
     learn_beliefs(market, rules, behaviour, floor)
@@ -678,21 +802,49 @@ def session(
 
 # %% ../nbs/04_market.ipynb #play
 @compiled
-def play(
-    state,     # MarketState; changed in place
-    rows,      # float [batch, 11]: mechanisms
-    behaviour, # Behaviour
-    scratch,   # Floor made by `make_floor`
-    out,       # float [batch, rounds, METRICS]; overwritten
+def acts_in(
+    acts, b, # as in `play`, and which market of the batch
 ):
-    "Play `rounds` rounds of every market, each under its mechanism."
-    for b in range(out.shape[0]):
-        rules, floor = read_rules(rows[b]), enter_floor(state, b, scratch)
-        floor.surplus[:] = 0.0
-        for since in range(out.shape[1]):
+    "The acts of one market."
+    return None if acts is None else acts[b]
+
+
+@compiled
+def play(
+    state,       # MarketState; changed in place
+    rows,        # float [batch, 11]: mechanisms
+    behaviour,   # Behaviour
+    scratch,     # Floor made by `make_floor`
+    accounts,    # Accounts; changed in place
+    since, stop, # which sessions under the mechanism: from 0, and one more than the last
+    acts,        # float [batch, n, 4]: what each seat does in these; None: what its type would
+    record,      # as in `session`, of a batch of one and the last of these; None: no record
+):
+    "Play some sessions of every market, each under its mechanism."
+    for b in range(rows.shape[0]):
+        rules, floor = read_rules(rows[b]), enter_floor(state, accounts, b, scratch)
+        if since == 0: floor.surplus[:] = 0.0
+        for now in range(since, stop):
             market = read_market(state.key[b], state.round[b], floor.kind, state.traits[b], rules)
-            session(market, rules, behaviour, since, floor, out[b, since])
+            session(market, rules, behaviour, now, floor, acts_in(acts, b), record, accounts.scores[b, now])
             state.round[b] += 1
+
+# %% ../nbs/04_market.ipynb #agents
+class Agents(Protocol):
+    "Bidders in a batch of markets that are played from outside: asked before each session, told after it."
+
+    def act(self,
+        state: MarketState, # before the session; an agent may change what it believes
+        rows: np.ndarray,   # float [batch, 11]: the mechanisms in force
+    ) -> np.ndarray:        # float64 [batch, n, 4]: act, first, second, shift of each seat; KEEP: no agent's
+        "What each seat does in the next session."
+
+    def learn(self,
+        state: MarketState, # after the session
+        rows: np.ndarray,   # as in `act`
+        accounts: Accounts, # what it brought
+    ) -> Any:
+        "Learn from a session."
 
 # %% ../nbs/04_market.ipynb #advance
 LEAST = 32   # markets that are worth a thread
@@ -706,32 +858,54 @@ def _rows(
     return mechanisms_to_array(_aligned(mechanisms, Mechanism, batch, "mechanisms"))
 
 
+def _acts(
+    acts,              # what agents say
+    state: MarketState,
+) -> np.ndarray:       # float64 [batch, n, 4]
+    "Acts as compiled code reads them; ValueError for what is none."
+    acts, shape = np.ascontiguousarray(acts, np.float64), (*state.kind.shape, 4)
+    if acts.shape != shape: raise ValueError(f"acts must be an array of shape {shape}, not {acts.shape}")
+    if not np.isfinite(acts).all(): raise ValueError("acts must be finite numbers, not NaN or infinity")
+    odd = acts[..., 0][~np.isin(acts[..., 0], ACTS)]
+    if odd.size: raise ValueError(f"an act must be one of {', '.join(map(str, ACTS))}, not {odd[0]:g}")
+    return acts
+
+# %% ../nbs/04_market.ipynb #advance-rows
 def _advance(
     state: MarketState, # changed in place
     rows: np.ndarray,   # float [batch, 11]: mechanisms
     rounds: int,
     behaviour: Behaviour,
+    agents: Agents | None = None,
 ) -> np.ndarray:        # float [batch, rounds, METRICS]
-    "Play some rounds, a large batch in several threads."
-    scores = np.empty((len(rows), rounds, len(METRICS)))
+    "Play some rounds, a large batch in several threads; with agents one by one, and they act and learn between them."
+    accounts = open_accounts(state, rounds)
 
-    def some(part):
-        own = MarketState(*(array[part] for array in state))   # views: `play` changes the state itself
-        play(own, rows[part], behaviour, make_floor(own, rounds), scores[part])
+    def sessions(since, stop, acts=None):
+        def some(part):   # on views: `play` changes the arrays themselves
+            own, kept = MarketState(*(array[part] for array in state)), Accounts(*(array[part] for array in accounts))
+            play(own, rows[part], behaviour, make_floor(own, kept), kept, since, stop,
+                 None if acts is None else acts[part], None)
+        in_threads(some, shares(len(rows), LEAST))
 
-    in_threads(some, shares(len(rows), LEAST))
-    return scores
+    if agents is None: sessions(0, rounds)
+    else:
+        for now in range(rounds):
+            sessions(now, now + 1, _acts(agents.act(state, rows), state))
+            agents.learn(state, rows, accounts)
+    return accounts.scores
 
-
+# %% ../nbs/04_market.ipynb #advance-step
 def advance(
     state: MarketState,    # changed in place
     mechanisms: Mechanism | Sequence[Mechanism], # one for all, or one for each market
     rounds: int = ROUNDS,  # sessions to play, at least 1
     behaviour: Behaviour = BEHAVIOUR,
+    agents: Agents | None = None, # who is played from outside; None: nobody
 ) -> np.ndarray:           # float [batch, rounds, METRICS]
     "Post a mechanism in each market and play some rounds."
     rounds = whole_number(rounds, "rounds")
-    return _advance(state, _rows(mechanisms, len(state.key)), rounds, behaviour)
+    return _advance(state, _rows(mechanisms, len(state.key)), rounds, behaviour, agents)
 
 # %% ../nbs/04_market.ipynb #outcomes
 class Outcomes(NamedTuple):

@@ -6,9 +6,9 @@
 __all__ = ['RULES', 'MARKET', 'EXP3', 'UCB', 'Q_LEARNING', 'EVOLUTION', 'HABITS', 'DISCOUNT', 'HOPE', 'WIDTH', 'SELECTION',
            'MUTATION', 'LEARNING', 'PRACTICE_BLOCK', 'HUNT_BLOCK', 'CHOICE_BLOCK', 'BEST_BLOCK', 'MIXED',
            'POPULATION_RANGES', 'BEHAVIOUR_RANGES', 'OFFSPRING', 'STEP_SIZE', 'APART', 'SWAY', 'Crowd', 'menu_of',
-           'Minds', 'optimistic_action', 'pick', 'learn', 'tell_seats', 'play_learners', 'open_crowd', 'meet',
-           'inherit', 'select', 'practised', 'rewards', 'check_crowds', 'library_rewards', 'best_of', 'stressors',
-           'crowd_at', 'Hunt', 'regrets', 'distinct', 'hunt', 'sway', 'red_draw']
+           'Minds', 'optimistic_action', 'pick', 'learn', 'tell_seats', 'learn_seats', 'Learners', 'learners_of',
+           'meet', 'inherit', 'select', 'practised', 'rewards', 'check_crowds', 'library_rewards', 'best_of',
+           'stressors', 'crowd_at', 'Hunt', 'regrets', 'distinct', 'hunt', 'sway', 'red_draw']
 
 # %% ../nbs/07_redteam.ipynb #imports
 from collections.abc import Callable, Sequence
@@ -18,16 +18,15 @@ import numpy as np
 
 from .bidders import (
     BEHAVIOUR, EXPLOITER, KINDS, NOTHING, Behaviour, Population, arm_chances, draw_arm, read_rules, update_arms)
-from .designers import Designer, FixedDesigner
-from .env import RECENT, SUITES, Episodes, apportion, draw_training_population, observe, suite
-from .exploit import DEVIATIONS, applicable, deviating_session
+from .designers import Designer, FixedDesigner, ask
+from .env import SUITES, apportion, draw_training_population, observe, open_episodes, play_step, suite
+from .exploit import DEVIATIONS, applicable
 from .learners import best_action, q_update
-from .market import (
-    METRICS, ROUNDS, advance, enter_floor, make_floor, open_market, outcomes_of, read_market, simulate)
+from .market import Accounts, Agents, MarketState, read_market, simulate
 from .noise import fill_uniforms
 from .results import install_hint
 from .runtime import compiled
-from .schema import AUCTION_TYPES, DEFAULT_MECHANISM, Mechanism, mechanisms_to_array
+from .schema import AUCTION_TYPES, Mechanism
 from .search import Draw, block_keys
 
 # %% ../nbs/07_redteam.ipynb #crowd
@@ -53,7 +52,7 @@ LEARNING = 8                    # stream of random numbers; the market has 0 to 
 
 def menu_of(
     population: Population,
-) -> np.ndarray: # float [actions, 4]: act, first, second, shift, as `deviating_session` takes them
+) -> np.ndarray: # float [actions, 4]: act, first, second, shift, as `market.session` reads them
     "What an exploiter chooses from: the deviations that can make a difference."
     return np.array([(d.act, d.first, d.second, d.shift) for d in applicable(DEVIATIONS, population)])
 
@@ -65,10 +64,10 @@ class Minds(NamedTuple):
     action: np.ndarray  # int [batch, n]: the last action
     earned: np.ndarray  # float [batch, n]: sum of payoffs so far
     shares: np.ndarray  # float [actions]: of a crowd that evolves
-    chances: np.ndarray # float [n, actions]: scratch
+    acts: np.ndarray    # float [batch, n, 4]: what each seat does in the next session
+    chances: np.ndarray # float [batch, n, actions]: with what chance it was drawn
     payoff: np.ndarray  # float [actions]: scratch
     draws: np.ndarray   # float [2 n + 8]: scratch
-    acts: np.ndarray    # float [n, 4]: scratch; what each seat does
 
     @classmethod
     def empty(cls,
@@ -80,7 +79,7 @@ class Minds(NamedTuple):
         shape = batch, n, len(AUCTION_TYPES), k
         return cls(np.full(shape, HOPE if crowd.rule == "Q-learning" else 0.0), np.zeros(shape),
                    np.zeros((batch, n), np.int64), np.zeros((batch, n)), np.full(k, 1 / k),
-                   np.zeros((n, k)), np.zeros(k), np.zeros(2 * n + 8), np.zeros((n, 4)))
+                   np.zeros((batch, n, 4)), np.zeros((batch, n, k)), np.zeros(k), np.zeros(2 * n + 8))
 
 # %% ../nbs/07_redteam.ipynb #pick
 @compiled
@@ -139,83 +138,69 @@ def learn(
 # %% ../nbs/07_redteam.ipynb #play-learners
 @compiled
 def tell_seats(
-    market, rule, at, b, # as in `play_learners`
-    habits, menu, minds, floor,
+    state, rows,     # as in market.play, before a session
+    rule,            # EXP3, UCB, Q_LEARNING or EVOLUTION
+    habits,          # Behaviour
+    menu,            # float [actions, 4]
+    minds,           # Minds; its actions and acts are overwritten
 ):
-    "Every exploiter picks what its seat does."
-    fill_uniforms(minds.draws, 2 * market.n, market.key0, market.key1, market.now, LEARNING, 0)
-    for i in range(market.n):
-        if floor.kind[i] != EXPLOITER: continue
-        minds.action[b, i] = pick(rule, habits, minds.worth[b, i, at], minds.tries[b, i, at], minds.chances[i],
-                                  minds.action[b, i], minds.draws[2 * i], minds.draws[2 * i + 1])
-        for part in range(menu.shape[1]): minds.acts[i, part] = menu[minds.action[b, i], part]
+    "Every exploiter of every market picks what its seat does."
+    for b in range(rows.shape[0]):
+        rules = read_rules(rows[b])
+        market = read_market(state.key[b], state.round[b], state.kind[b], state.traits[b], rules)
+        at = int(rules.auction_type) if rule == Q_LEARNING else 0
+        fill_uniforms(minds.draws, 2 * market.n, market.key0, market.key1, market.now, LEARNING, 0)
+        for i in range(market.n):
+            if state.kind[b, i] != EXPLOITER: continue
+            action = pick(rule, habits, minds.worth[b, i, at], minds.tries[b, i, at], minds.chances[b, i],
+                          minds.action[b, i], minds.draws[2 * i], minds.draws[2 * i + 1])
+            minds.action[b, i] = action
+            for part in range(menu.shape[1]): minds.acts[b, i, part] = menu[action, part]
 
 
 @compiled
-def play_learners(
-    state, rows, behaviour, scratch, # as in market.play
-    rule,   # EXP3, UCB, Q_LEARNING or EVOLUTION
-    habits, # Behaviour
-    menu,   # float [actions, 4]
-    minds,  # Minds; updated
-    out,    # float [batch, rounds, METRICS]; overwritten
+def learn_seats(
+    state, rows, rule, habits, minds, # as in `tell_seats`, after the session; the minds are updated
+    net,                              # float [batch, n]: what the session brought each bidder
 ):
-    "Play `rounds` rounds of every market, in which exploiters choose from a menu and learn."
-    for b in range(out.shape[0]):
-        rules, floor = read_rules(rows[b]), enter_floor(state, b, scratch)
-        floor.surplus[:] = 0.0
+    "Every exploiter of every market learns from the session."
+    for b in range(rows.shape[0]):
+        rules = read_rules(rows[b])
+        market = read_market(state.key[b], state.round[b], state.kind[b], state.traits[b], rules)
         at = int(rules.auction_type) if rule == Q_LEARNING else 0
-        for since in range(out.shape[1]):
-            market = read_market(state.key[b], state.round[b], floor.kind, state.traits[b], rules)
-            tell_seats(market, rule, at, b, habits, menu, minds, floor)
-            deviating_session(market, rules, behaviour, since, floor, minds.acts, False, out[b, since])
-            for i in range(market.n):
-                if floor.kind[i] != EXPLOITER: continue
-                payoff = floor.net[i] / market.stake
-                minds.earned[b, i] += payoff
-                learn(rule, habits, minds.worth[b, i], minds.tries[b, i], minds.chances[i], minds.payoff,
-                      at, minds.action[b, i], payoff)
-            state.round[b] += 1
+        for i in range(market.n):
+            if state.kind[b, i] != EXPLOITER: continue
+            payoff = net[b, i] / market.stake
+            minds.earned[b, i] += payoff
+            learn(rule, habits, minds.worth[b, i], minds.tries[b, i], minds.chances[b, i], minds.payoff,
+                  at, minds.action[b, i], payoff)
 
 # %% ../nbs/07_redteam.ipynb #step
-def open_crowd(
-    crowd: Crowd,
-    keys: np.ndarray, # [batch, 2] of (seed, episode)
-    steps: int = 10,  # of an episode
-) -> Episodes:
-    "Episodes of one crowd after their warm-up."
-    market, warm_up = open_market([crowd.population] * len(keys), keys, crowd.behaviour)
-    return Episodes(market, steps, 0, (DEFAULT_MECHANISM,) * len(keys), (warm_up,))
+class Learners(NamedTuple):
+    "The exploiters of a batch of markets that learn by a rule of RULES, as the market asks for their acts."
+    rule: int         # EXP3, UCB, Q_LEARNING or EVOLUTION
+    menu: np.ndarray  # float [actions, 4]
+    minds: Minds      # updated
+
+    def act(self, state: MarketState, rows: np.ndarray) -> np.ndarray:
+        "What each seat does in the next session; nobody but exploiters is told."
+        tell_seats(state, rows, self.rule, HABITS, self.menu, self.minds)
+        return self.minds.acts
+
+    def learn(self, state: MarketState, rows: np.ndarray, accounts: Accounts) -> None:
+        "Learn from the session."
+        learn_seats(state, rows, self.rule, HABITS, self.minds, accounts.net)
 
 
-def _step(
-    episodes: Episodes, # whose market is changed in place
-    posted: tuple[Mechanism, ...], # one for each episode
+def learners_of(
     crowd: Crowd,
-    minds: Minds,       # updated
-) -> Episodes:
-    "The episodes one step later."
-    market = episodes.market
-    if crowd.rule == "market": scores = advance(market, posted, ROUNDS, crowd.behaviour)
-    else:
-        scores = np.empty((len(posted), ROUNDS, len(METRICS)))
-        play_learners(market, mechanisms_to_array(posted), crowd.behaviour, make_floor(market, ROUNDS),
-                      RULES.index(crowd.rule), HABITS, menu_of(crowd.population), minds, scores)
-    recent = (*episodes.recent, outcomes_of(market, scores))[-RECENT:]
-    return Episodes(market, episodes.episode_length, episodes.round_number + 1, posted, recent)
+    minds: Minds,
+) -> Agents | None:  # None: all learn by the market's own rule
+    "Who plays a crowd's exploiters."
+    if crowd.rule == "market": return None
+    return Learners(RULES.index(crowd.rule), menu_of(crowd.population), minds)
 
 # %% ../nbs/07_redteam.ipynb #meet
-def _ask(
-    designer: Designer | Callable,
-    tables: Sequence[Episodes],
-) -> list[tuple[Mechanism, ...]]: # for each table, one for each episode
-    "The designer's mechanisms for the episodes of many tables; a plain function is asked one by one."
-    seen = [observation for episodes in tables for observation in observe(episodes)]
-    answers = designer.design_batch(seen) if hasattr(designer, "design_batch") else map(designer, seen)
-    answers = iter(answers)
-    return [tuple(next(answers) for _ in episodes.mechanisms) for episodes in tables]
-
-
 def meet(
     designer: Designer | Callable,
     crowds: Sequence[Crowd],
@@ -224,11 +209,13 @@ def meet(
     steps: int = 10,
 ) -> np.ndarray:             # float [crowds, episodes]: mean reward over steps
     "Play episodes of every crowd."
-    tables, earned = [open_crowd(crowd, keys, steps) for crowd in crowds], []
+    tables = [open_episodes([crowd.population] * len(keys), keys, steps, crowd.behaviour) for crowd in crowds]
+    agents, earned = [learners_of(*each) for each in zip(crowds, minds)], []
     for _ in range(steps):
-        answers = _ask(designer, tables)
-        tables = [_step(*each) for each in zip(tables, answers, crowds, minds)]
-        earned.append([episodes.recent[-1].reward for episodes in tables])
+        answers = iter(ask(designer, [observation for table in tables for observation in observe(table)]))
+        tables = [play_step(table, [next(answers) for _ in table.mechanisms], crowd.behaviour, agent)
+                  for table, crowd, agent in zip(tables, crowds, agents)]
+        earned.append([table.recent[-1].reward for table in tables])
     return np.stack(earned, 2).mean(2)
 
 # %% ../nbs/07_redteam.ipynb #evolve
