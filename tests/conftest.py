@@ -15,9 +15,9 @@ def _counted_rounds():
     "A list that gets the rounds of every call of the engine."
     spent, play = [], market.play
 
-    def counted(state, rows, behaviour, scratch, out):
-        spent.append(out.shape[0] * out.shape[1])
-        return play(state, rows, behaviour, scratch, out)
+    def counted(state, rows, behaviour, scratch, accounts, since, stop, *told):
+        spent.append(len(rows) * (stop - since))
+        return play(state, rows, behaviour, scratch, accounts, since, stop, *told)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(market, "play", counted)

@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,8 +16,9 @@ from hypothesis import given, settings, strategies as st
 
 from daedalus import market, runtime
 from daedalus.auction import clear
-from daedalus.bidders import BEHAVIOUR, KINDS, MAX_BIDDERS, MOVES, Population, PopulationError, read_rules
-from daedalus.market import LOTS, METRICS, ROUNDS, SCORES, SIGNALS, MarketState, advance, new_market, open_market, simulate, step
+from daedalus.bidders import BEHAVIOUR, FLIP, KINDS, MAX_BIDDERS, MOVES, SHILL, Population, PopulationError, read_rules
+from daedalus.market import (
+    BID, KEEP, LOTS, METRICS, OUT, ROUNDS, SCORES, SIGNALS, MarketState, advance, new_market, open_market, simulate, step)
 from daedalus.noise import fill_uniforms
 from daedalus.rewards import fairness, stability
 from daedalus.schema import AUCTION_TYPES, DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism
@@ -534,6 +536,90 @@ def test_a_ring_trusts_only_where_it_can_meet(auction_type):
     alone = advance(new_market(Population(truthful=3, colluder=1), range(5)), open_rules, 10)
     pair = advance(new_market(Population(truthful=1, colluder=3), range(5)), open_rules, 10)
     assert (alone[..., trust] == 0).all() and (pair[:, -1, trust] > 0).all()
+
+
+# Agents
+
+class Told:
+    "Agents that do the same in every session, and note what they are shown."
+    def __init__(self, acts): self.acts, self.rounds, self.nets = acts, [], []
+
+    def act(self, state, rows): return self.acts
+
+    def learn(self, state, rows, accounts):
+        self.rounds.append(state.round.copy())
+        self.nets.append(accounts.net.copy())
+        self.surplus = accounts.surplus
+
+
+def drawn_acts(state, seed):
+    "Random acts for the seats of some markets."
+    rng, shape = np.random.default_rng(seed), state.kind.shape
+    return np.stack([rng.choice([KEEP, BID, OUT, FLIP, SHILL], shape), *rng.random((2, *shape)), 0.1 * rng.random(shape)], 2)
+
+
+@settings(max_examples=50)
+@given(populations(), mechanisms, st.integers(0, 2**32))
+def test_agents_that_keep_leave_every_bit_as_it_is(who, rules, seed):
+    alone, among = (new_market(who, [seed, seed + 1]) for _ in range(2))
+    nobody = Told(np.zeros((*among.kind.shape, 4)))
+    assert np.array_equal(advance(alone, rules, 4), advance(among, rules, 4, agents=nobody))
+    assert same(alone, among)
+
+
+@settings(max_examples=50)
+@given(st.builds(Population, truthful=st.integers(1, 8), n_items=st.integers(1, 4)), mechanisms, st.integers(0, 2**32))
+def test_the_truth_told_is_the_truth(who, rules, seed):
+    alone, among = (new_market([who], seed) for _ in range(2))
+    truth = Told(np.tile([BID, 1.0, 1.0, 0.0], (1, who.bidders, 1)))
+    assert np.array_equal(advance(alone, rules, 4), advance(among, rules, 4, agents=truth))
+
+
+@pytest.mark.parametrize("batch", [1, 70])
+def test_agents_are_shown_every_session_and_any_number_of_threads_gives_the_same_bits(batch):
+    rules, who, seeds = mixed(batch)
+    played = []
+    for threads in (1, 3):
+        state = new_market(who, seeds)
+        agents = Told(drawn_acts(state, 5))
+        with runtime.use_threads(threads):
+            scores = advance(state, rules, 4, agents=agents)
+        assert [set(rounds.tolist()) for rounds in agents.rounds] == [{1}, {2}, {3}, {4}]
+        assert agents.surplus == pytest.approx(sum(agents.nets), abs=1e-12)
+        played.append((scores, *state, *agents.nets))
+    assert same(*played)
+    assert not np.array_equal(played[0][0], advance(new_market(who, seeds), rules, 4))
+
+
+def test_a_seat_that_is_told_to_stay_out_earns_nothing_and_lowers_participation():
+    who, rules = Population.stage(0), DEFAULT_MECHANISM.replace(reserve_price=0.0)
+    away = Told(np.zeros((1, who.bidders, 4)))
+    away.acts[0, 0, 0] = OUT
+    scores = advance(new_market([who], 0), rules, 4, agents=away)
+    assert not sum(away.nets)[0, 0] and (sum(away.nets)[0, 1:] > 0).all()
+    assert (scores[0, :, METRICS.index("participation")] == 1 - 1 / who.bidders).all()
+
+
+@pytest.mark.parametrize("acts, complaint", [
+    (np.zeros((1, 7, 4)), r"acts must be an array of shape \(1, 8, 4\), not \(1, 7, 4\)"),
+    (np.full((1, 8, 4), 3.0), "an act must be one of 0, 1, 2, 11, 12, not 3"),
+    (np.full((1, 8, 4), np.nan), "acts must be finite numbers"),
+])
+def test_acts_that_are_none_are_refused(acts, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        advance(new_market([Population.stage(0)], 0), DEFAULT_MECHANISM, agents=Told(acts))
+
+
+STEPS_OF_A_SESSION = ("enter", "choose", "ring_meets", "draw_bids", "list_bids", "trade", "sell_again", "pay_shill", "best_welfare",
+                      "ring_saving", "look_back", "trade_session", "audit", "learn_arms", "learn_beliefs", "write_scores", "session")
+
+
+@pytest.mark.parametrize("name", STEPS_OF_A_SESSION)
+def test_the_loop_of_the_engine_is_written_once(name):
+    "No module but the market calls a step of a session, and that in one place."
+    called = [path.stem for path in runtime.PACKAGE.rglob("*.py")
+              for _ in re.findall(rf"(?<!def )(?<![\w.]){name}\((?:market|rules|behaviour),? ", path.read_text(encoding="utf-8"))]
+    assert called == ["market"]
 
 
 # Threads

@@ -1,5 +1,7 @@
 """Learning bidders, crowds and the red team: rules by hand, the engine's own results, and a planted weakness."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -122,6 +124,15 @@ def test_same_seed_same_bits_in_any_company(rule):
     alone, among = rewards(informed_greedy, [crowd], 3, 7), rewards(informed_greedy, [other, crowd], 3, 7)
     assert (alone[0] == among[1]).all()
     assert (alone != rewards(informed_greedy, [crowd], 3, 8)).any()
+
+
+def test_learners_in_the_engines_own_session_are_the_bits_of_a_session_of_their_own():
+    crowds = stressors(2)
+    minds = practised(RandomDesigner(4), crowds, 2, 3, 4)
+    earned = meet(RandomDesigner(4), crowds, keys(2).astype(np.uint64), minds, 4)
+    known = [part for mind in minds for part in (mind.worth, mind.tries, mind.action, mind.earned, mind.shares)]
+    sha = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in (earned, *known)))
+    assert sha.hexdigest()[:16] == "66305ddb0302bf5b"
 
 
 def test_a_plain_function_and_a_batch_designer_are_asked_alike():
