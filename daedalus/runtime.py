@@ -313,7 +313,7 @@ def in_threads(
             return function(part)
 
     if len(parts) < 2 or thread_count() == 1:
-        return [alone(part) for part in parts]
+        return [function(part) for part in parts]
     with ThreadPoolExecutor(min(len(parts), thread_count())) as pool:
         return list(pool.map(alone, parts))
 
