@@ -1,8 +1,13 @@
-"Settings and a fixture for every test."
+"Settings for every test, and fixtures for several files."
+import os
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
 from hypothesis import settings
+from shared import SMOKE_TRAINING
 
 from daedalus import market
 
@@ -28,6 +33,28 @@ def _counted_rounds():
 def counted_rounds():
     "`with counted_rounds() as spent` counts what is simulated within."
     return _counted_rounds
+
+
+@pytest.fixture(scope="session")
+def smoke_training(tmp_path_factory):
+    """The folder in which the command SMOKE_TRAINING has run, with what it said in `out.txt`: to be copied, not used.
+
+    It is made once for all processes that test side by side.
+    """
+    from filelock import FileLock
+
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    folder = shared / "smoke-training"
+    with FileLock(shared / "smoke-training.lock"):
+        if not (folder / "out.txt").exists():
+            shutil.rmtree(folder, ignore_errors=True)   # of a test that was interrupted
+            folder.mkdir()
+            done = subprocess.run([sys.executable, "-c", "from daedalus.cli import main; main()", *SMOKE_TRAINING], cwd=folder,
+                                  env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            (folder / "out.txt").write_text(done.stdout)
+    return folder
 
 
 # Whole files that train, serve, start processes or run notebooks: `pytest -m "not slow"` does not even import them.

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 
 import pytest
 
@@ -99,13 +100,16 @@ def untimed(records):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, smoke_training):
+    """A folder in which the tiny plan has run, its base trained before, and the records."""
     folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(smoke_training / "work", folder / "work" / "base-3")
     return folder, run_ablations(tiny(), folder / "records.json", folder / "work")
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(trained, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_to_the_same_bits(trained, smoke_training, tmp_path, monkeypatch):
     _, whole = trained
+    shutil.copytree(smoke_training / "work", tmp_path / "work" / "base-3")
     run, called = variants.run_variant, []
 
     @functools.wraps(run)   # records are of the code of its module

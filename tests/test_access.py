@@ -16,7 +16,7 @@ import httpx
 import pytest
 from test_serve import play, process, refusal, say, sentences, serving
 from typer.testing import CliRunner
-from waiting import PATIENCE, held_port, until
+from shared import PATIENCE, held_port, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from daedalus import sessions

@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+from shared import SMOKE_TRAINING
 from typer.testing import CliRunner
 
 import daedalus as dd
@@ -127,43 +128,42 @@ def test_a_job_is_submitted_as_it_is_described(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory):
+def training(tmp_path_factory, smoke_training):
     """A finished training of the smallest profile, and what the command said."""
-    folder = tmp_path_factory.mktemp("training")
-    words = "--profile smoke --work work --output designer --record record.json --episodes 5".split()
-    return folder, words, run("train", *words, cwd=folder).stdout
+    folder = shutil.copytree(smoke_training, tmp_path_factory.mktemp("training") / "copy")
+    return folder, (folder / "out.txt").read_text()
 
 
 def test_a_training_leaves_a_designer_and_its_record(training):
-    folder, _, out = training
+    folder, out = training
     record = json.loads((folder / "record.json").read_text())
     assert record == json.loads((folder / "work" / "record.json").read_text())
-    assert record["seed"] == 0 and list(record["reports"]) == ["SFT", "SFT+RFT", "SFT+RFT+GRPO"]
+    assert record["seed"] == 3 and list(record["reports"]) == ["SFT", "SFT+RFT", "SFT+RFT+GRPO"]
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["SFT", "SFT+RFT", "SFT+RFT+GRPO", "trained"]
     assert isinstance(dd.Mechanism.from_text(one_shot(folder, "--repo-id", "designer")), dd.Mechanism)
 
 
 def test_the_same_command_goes_on_where_it_stopped(training):
-    folder, words, out = training
+    folder, out = training
     phases = {path: path.stat().st_mtime_ns for path in folder.glob("work/*/phase.json")}
-    assert run("train", *words, cwd=folder).stdout == out
+    assert run(*SMOKE_TRAINING, cwd=folder).stdout == out
     assert {path: path.stat().st_mtime_ns for path in folder.glob("work/*/phase.json")} == phases and len(phases) == 3
 
 
 def test_an_upload_that_fails_says_where_the_designer_is(training, monkeypatch):
-    folder, words, _ = training
+    folder, _ = training
     monkeypatch.chdir(folder)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
     uploads = []
     monkeypatch.setattr("daedalus.export.push", lambda *asked: uploads.append(asked))
-    assert CliRunner().invoke(app, ["train", *words, "--push", "owner/name"]).exit_code == 0
+    assert CliRunner().invoke(app, [*SMOKE_TRAINING, "--push", "owner/name"]).exit_code == 0
     assert [(str(path), name) for path, name in uploads] == [("designer", "owner/name")]
 
     def offline(*asked):
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr("daedalus.export.push", offline)
-    done = CliRunner().invoke(app, ["train", *words, "--push", "owner/name"])
+    done = CliRunner().invoke(app, [*SMOKE_TRAINING, "--push", "owner/name"])
     assert done.exit_code == 1
     assert "daedalus: designer could not be uploaded (no route to the hub): the same command tries again" in done.stderr
 

@@ -24,7 +24,7 @@ from openenv.validation.graders.runtime import basic
 from openenv.validation.runner import run_validation
 from openenv.validation.types import ProviderCapability
 from typer.testing import CliRunner
-from waiting import PATIENCE, held_port, until
+from shared import PATIENCE, held_port, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -54,13 +53,26 @@ def test_stage_names_and_progress():
     assert grpo[0] == 0 and grpo == sorted(grpo) and grpo[-1] < 1
 
 
-SCRIPT = "import sys; from daedalus.train import train; train('smoke', 3, sys.argv[1], episodes=5)"
+KILLED = """
+import functools, os, signal, sys
+from daedalus import train
+
+@functools.wraps(train.RUNNERS["rft"])   # the phase before it stands on the code that is here
+def killed(model, tokenizer, phase, place):
+    (place.folder / "half.bin").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+train.RUNNERS["rft"] = killed
+list(train.run_phases(train.profile("smoke"), sys.argv[1], 3))
+"""
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    work = tmp_path_factory.mktemp("uninterrupted")
-    return work, train("smoke", 3, work, episodes=5)
+def uninterrupted(tmp_path_factory, smoke_training):
+    """The folder of a training's phases, with the designer that it handed over in `designer`, and its record."""
+    folder = shutil.copytree(smoke_training, tmp_path_factory.mktemp("uninterrupted") / "copy")
+    os.rename(folder / "designer", folder / "work" / "designer")
+    return folder / "work", json.loads((folder / "record.json").read_text())
 
 
 def weights(folder: Path) -> bytes:
@@ -69,16 +81,10 @@ def weights(folder: Path) -> bytes:
 
 def test_a_killed_training_goes_on_to_the_same_bits(uninterrupted, tmp_path):
     done, record = uninterrupted
-    first = phase_folders(profile("smoke"), tmp_path)[0]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], env=environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 300
-    while not first.exists() and process.poll() is None and time.time() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert first.exists() and not (tmp_path / "record.json").exists(), "the kill came too early or too late"
+    process = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=os.environ | {"OMP_NUM_THREADS": "1"},
+                             capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert [path.name for path in tmp_path.glob("0*")] == ["00-sft"] and len(list(tmp_path.glob(".phase-*/half.bin"))) == 1
     again = train("smoke", 3, tmp_path, episodes=5)
     assert weights(tmp_path / "designer") == weights(done / "designer")
     assert again["reports"] == record["reports"]

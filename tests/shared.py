@@ -1,4 +1,4 @@
-"What tests share that wait for something: for the event itself, and for long enough on a busy machine."
+"What files of tests share: waiting for an event itself, for long enough on a busy machine; a port; a finished training."
 import socket
 import sys
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+SMOKE_TRAINING = "train --profile smoke --seed 3 --work work --output designer --record record.json --episodes 5".split()
 PATIENCE = 120   # seconds after which what was waited for will not come
 
 
