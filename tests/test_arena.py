@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import pandas as pd
 import pytest
+from shared import PATIENCE, until
 
 import daedalus as dd
 from daedalus import arena as arena_module
@@ -219,7 +220,7 @@ def test_everything_but_the_page_works_without_gradio():
     code = ("import sys; sys.modules['gradio'] = None; import daedalus as dd; from daedalus.arena import open_arena\n"
             "arena = open_arena(dd.Population.stage(1), ['greedy']).step(dd.DESIGNERS)\n"
             "assert arena._repr_html_().count('<svg') == 6")
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
 def test_types_differ_in_shape_and_letter_and_not_only_in_colour():
@@ -359,9 +360,12 @@ def serving(app):
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join(20)
+        try:
+            until(lambda: server.started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join(PATIENCE)
 
 
 def behind(prefix, app):
@@ -398,7 +402,7 @@ RELEASE = threading.Event()
 
 def slow(observation):
     "A designer that thinks until it is told to answer."
-    assert RELEASE.wait(30)
+    assert RELEASE.wait(2 * PATIENCE)
     return INFORMED_GREEDY
 
 
@@ -430,7 +434,7 @@ def browser():
 def visit(browser, address, step=0, seed=0, **options):
     "A page of a visitor of its own, with what it complained about and what it asked other hosts for."
     page, faults = browser.new_context(**options).new_page(), []
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(1000 * PATIENCE)
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("request", lambda request: None if request.url.startswith((address.partition("?")[0], "data:", "blob:"))
@@ -567,7 +571,7 @@ def test_a_step_shows_at_once_that_it_is_under_way_and_the_keyboard_keeps_its_pl
     RELEASE.clear()
     page.focus("#step")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#told p').innerText.startsWith('The designers write')", timeout=1000)
+    page.wait_for_function("document.querySelector('#told p').innerText.startsWith('The designers write')")   # while they do
     RELEASE.set()
     reached(page, 1)
     assert told(page).startswith("Step 1 of 10: R ")
@@ -654,7 +658,8 @@ def test_all_text_has_contrast_in_the_light_and_in_the_dark(address, browser, sc
     rules = "1_0.18_0_0_1_1_0_1.2_0.6_1.9_2"
     page, faults = visit(browser, f"{address}?left=manual&reveal=1&left_rules={rules}", step=1, color_scheme=scheme)
     page.wait_for_selector("#levers")
-    page.wait_for_timeout(300)   # colours fade in
+    page.wait_for_function("document.getAnimations().every(each => "
+                           "each.playState === 'finished' || each.effect.getTiming().iterations === Infinity)")   # colours fade in
     found = page.evaluate(CONTRASTS)
     assert len(found) > 300 and {"truthful", "exploiter", "was 0.10", "Step", "who wins and what winners pay"} <= {
         text for _, text in found}
@@ -669,7 +674,7 @@ def test_abandoned_visitors_cost_a_bounded_amount_of_memory(app, address):
     import gradio
     import requests
 
-    config = requests.get(address + "config", timeout=10).json()
+    config = requests.get(address + "config", timeout=PATIENCE).json()
     parts = {part["id"]: part["props"] for part in config["components"]}
     [step] = [event for event in config["dependencies"] if event["inputs"] and any(
         what == "click" and parts[target].get("elem_id") == "step" for target, what in event["targets"])]
@@ -677,9 +682,9 @@ def test_abandoned_visitors_cost_a_bounded_amount_of_memory(app, address):
     asked["data"] = ["greedy" if value == "trained" else value for value in asked["data"]]
     for visitor in range(3 * FEW):
         session = {"session_hash": uuid.uuid4().hex}
-        requests.post(address + "gradio_api/queue/join", json=asked | session, timeout=10).raise_for_status()
+        requests.post(address + "gradio_api/queue/join", json=asked | session, timeout=PATIENCE).raise_for_status()
         if visitor % 2:   # the others do not even wait for the answer
-            answer = requests.get(address + "gradio_api/queue/data", params=session, timeout=10).text
+            answer = requests.get(address + "gradio_api/queue/data", params=session, timeout=PATIENCE).text
             assert '"success":true' in answer and "Step 1 of 10" in answer
     [inside] = [route.app for route in app.routes if isinstance(getattr(route, "app", None), gradio.routes.App)]
     kept = inside.state_holder.session_data

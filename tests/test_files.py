@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
+from shared import until
 from typer.testing import CliRunner
 
 from daedalus import jobs, reproduce, results, search, verify
@@ -482,8 +482,7 @@ def test_a_command_that_is_asked_to_end_leaves_nothing_behind(words, sign, tmp_p
     environment = os.environ | {"TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, text=True, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         try:
-            while not list(tmp_path.glob(sign)) and running.poll() is None:
-                time.sleep(0.05)
+            until(lambda: list(tmp_path.glob(sign)) or running.poll() is not None)
             running.terminate()
             told, errors = running.communicate(timeout=300)
         finally:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from shared import PATIENCE, until
 
 from daedalus import jobs
 from daedalus.bidders import Population
@@ -40,6 +41,16 @@ def killed_once(flag, number):
 
 def always_killed():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def waiting(folder, number):
+    "Leaves a result of its own: the first five at once, the others when a file `go` is there."
+    while number >= 5 and not Path(folder, "go").exists(): time.sleep(0.01)
+    return number * number
+
+
+def waiting_jobs(folder):
+    return [Job(waiting, (str(folder), at)) for at in range(12)]
 
 
 def returned(value):
@@ -80,24 +91,25 @@ def test_no_jobs_are_done_at_once(tmp_path):
 # Workers that die
 
 def test_a_worker_of_a_dask_cluster_is_killed_in_the_middle(cluster, tmp_path):
-    here = some_jobs(40, episodes=60)
-    alone = results(run_jobs(here))
+    here, kept = waiting_jobs(tmp_path), tmp_path / "kept"
     nanny = cluster.workers[0]
     victim, at_death = nanny.pid, []
 
     def kill():
-        while len(list(tmp_path.glob("*.json"))) < 5: time.sleep(0.01)
+        until(lambda: len(list(kept.glob("*.json"))) == 5)   # both workers are at others
         os.kill(victim, signal.SIGKILL)
-        at_death.append(len(list(tmp_path.glob("*.json"))))
+        at_death.append(len(list(kept.glob("*.json"))))
+        (tmp_path / "go").touch()
 
     killer = threading.Thread(target=kill)
     killer.start()
-    done = run_jobs(here, cluster.scheduler_address, tmp_path)
+    done = run_jobs(here, cluster.scheduler_address, kept)
     killer.join()
-    assert results(done) == alone
-    assert 5 <= at_death[0] < 40 and nanny.pid != victim
-    again = run_jobs(here, folder=tmp_path)
-    assert all(each.kept for each in again) and results(again) == alone
+    assert [each.result for each in done] == [at * at for at in range(12)] and not any(each.kept for each in done)
+    assert at_death == [5]
+    until(lambda: nanny.pid not in (None, victim))
+    again = run_jobs(here, folder=kept)
+    assert all(each.kept for each in again) and results(again) == results(done)
 
 
 def test_a_worker_process_is_killed_in_the_middle(tmp_path):
@@ -113,7 +125,7 @@ def test_a_job_that_kills_every_worker_is_given_up():
 
 def test_an_address_that_does_not_answer_is_told_in_a_sentence(tmp_path):
     done = subprocess.run([sys.executable, "-c", "from daedalus.cli import main; main()", "search", "--cluster",
-                           "tcp://127.0.0.1:1"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+                           "tcp://127.0.0.1:1"], capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("daedalus: cluster 'tcp://127.0.0.1:1' does not answer: is a Dask scheduler running at this "
                            "address, such as tcp://host:8786?\n")
@@ -189,21 +201,20 @@ def test_an_interrupt_loses_only_what_was_running(tmp_path):
     script.write_text("""if __name__ == "__main__":
     import sys
     sys.path.insert(0, sys.argv[1])
-    from test_jobs import some_jobs
+    from test_jobs import waiting_jobs
     from daedalus.jobs import run_jobs
-    run_jobs(some_jobs(40, 60), 2, sys.argv[2])
+    run_jobs(waiting_jobs(sys.argv[2]), 2, sys.argv[3])
 """)
     folder = tmp_path / "kept"
     heard = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a background shell ignores it
-    run = subprocess.Popen([sys.executable, script, Path(__file__).parent, folder], stderr=subprocess.DEVNULL, **heard)
-    while len(list(folder.glob("*.json"))) < 4 and run.poll() is None: time.sleep(0.01)
+    run = subprocess.Popen([sys.executable, script, Path(__file__).parent, tmp_path, folder], stderr=subprocess.DEVNULL, **heard)
+    until(lambda: len(list(folder.glob("*.json"))) == 5 or run.poll() is not None)
     run.send_signal(signal.SIGINT)
-    assert run.wait(60) != 0
-    here = some_jobs(40, 60)
-    before = {path.stem: path.read_text() for path in folder.glob("*.json")}
-    done = run_jobs(here, folder=folder)
-    assert 4 <= sum(each.kept for each in done) == len(before) < 40
-    assert results(done) == results(run_jobs(here))
+    assert run.wait(PATIENCE) != 0
+    (tmp_path / "go").touch()
+    done = run_jobs(waiting_jobs(tmp_path), folder=folder)
+    assert [each.kept for each in done] == [True] * 5 + [False] * 7
+    assert [each.result for each in done] == [at * at for at in range(12)]
     assert not list(folder.glob(".*"))
 
 

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from shared import PATIENCE
 
 from daedalus import market, runtime
 from daedalus.auction import clear
@@ -633,11 +633,11 @@ def test_any_number_of_threads_gives_the_same_bits(threads, batch):
 
 
 def test_a_large_batch_is_shared_among_threads_and_each_share_keeps_to_its_own(monkeypatch):
-    inside, play = set(), market.play
+    inside, play, meet = set(), market.play, threading.Barrier(3)
 
     def noted(*arguments):
         inside.add((threading.get_ident(), runtime.thread_count()))
-        time.sleep(0.05)
+        meet.wait(PATIENCE)   # three threads are in it at the same time
         play(*arguments)
 
     monkeypatch.setattr(market, "play", noted)
@@ -645,6 +645,7 @@ def test_a_large_batch_is_shared_among_threads_and_each_share_keeps_to_its_own(m
     assert len(inside) == 3
     assert {count for _, count in inside} == {1}
     inside.clear()
+    meet = threading.Barrier(1)
     simulate(*mixed(20), 1, threads=3)   # fewer than are worth a second thread
     assert len(inside) == 1
 
@@ -691,5 +692,5 @@ def test_a_forked_process_can_share_a_batch_too():
     if not child: os._exit(0 if play() == here else 1)
     print(os.waitpid(child, 0)[1])
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.strip() == "0"

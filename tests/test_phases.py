@@ -6,11 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from shared import PATIENCE, until
 
 pytest.importorskip("torch", reason="needs the train extra")
 
@@ -236,11 +236,9 @@ list(train.run_phases(train.profile("smoke"), sys.argv[1], 3))
 def test_sigterm_clears_up_as_ctrl_c_does(tmp_path, number):
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], stderr=subprocess.PIPE, text=True,
                                env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)})
-    deadline = time.time() + 300
-    while not list(tmp_path.glob(".phase-*/half.bin")) and process.poll() is None and time.time() < deadline:
-        time.sleep(0.02)
+    until(lambda: list(tmp_path.glob(".phase-*/half.bin")) or process.poll() is not None)
     process.send_signal(number)
-    assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    assert "KeyboardInterrupt" in process.communicate(timeout=PATIENCE)[1]
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from shared import PATIENCE, until
 from typer.testing import CliRunner
 
 import daedalus
@@ -414,13 +415,14 @@ def test_one_of_two_that_fails_names_its_cell_and_the_other_ends(run_side_by_sid
 
 
 def test_how_long_each_took_is_told_and_kept(run_side_by_side, tmp_path, capfd):
-    assert run_side_by_side({"30_short": "1", "31_long": "time.sleep(3)"}) == 0
+    longer = "while not pathlib.Path('build/nbs/smoke/30_short.ipynb').exists(): time.sleep(0.05)\ntime.sleep(1)"
+    assert run_side_by_side({"30_short": "1", "31_long": longer}) == 0
     told = re.search(r"^seconds: 31_long ([\d.]+), 30_short ([\d.]+); ([\d.]+) in all$", capfd.readouterr().out,
                      flags=re.MULTILINE)
     kept = json.loads(reproduce.seconds_file("smoke").read_text())
     assert [float(number) for number in told.groups()[:2]] == [kept["31_long"], kept["30_short"]]
     assert float(told[3]) == pytest.approx(sum(kept.values()), abs=0.2)
-    assert kept["31_long"] > 3
+    assert kept["31_long"] > 1
 
 
 def test_a_kernel_works_beside_its_notebook_and_nobody_else_moves(write_notebook, tmp_path, monkeypatch):
@@ -539,10 +541,9 @@ def test_an_interrupted_run_resumes(copy, jobs, number):
     heard = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background shell ignores it
     with subprocess.Popen(command, text=True, **places, **heard) as running:
         try:
-            while not (copy / "nbs" / "started").exists() and running.poll() is None:
-                time.sleep(0.1)
+            until(lambda: (copy / "nbs" / "started").exists() or running.poll() is not None)
             running.send_signal(number)
-            told, errors = running.communicate(timeout=60)
+            told, errors = running.communicate(timeout=PATIENCE)
         finally:
             running.kill()
     assert running.returncode == 128 + number, told + errors
@@ -553,7 +554,7 @@ def test_an_interrupted_run_resumes(copy, jobs, number):
     assert re.search(r"^seconds: 30_a [\d.]+; [\d.]+ in all$", told, flags=re.MULTILINE)
     made = (built / "30_a.ipynb").stat().st_mtime_ns
     (copy / "nbs" / "go").touch()
-    again = subprocess.run(command, text=True, timeout=120, **places)
+    again = subprocess.run(command, text=True, timeout=2 * PATIENCE, **places)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "2 ran, 1 were current" in again.stdout
     assert (built / "30_a.ipynb").stat().st_mtime_ns == made
@@ -562,12 +563,13 @@ def test_an_interrupted_run_resumes(copy, jobs, number):
 def test_what_a_killed_run_left_is_removed_by_the_next(copy):
     command, places = commanded(copy, "1")
     with subprocess.Popen(command, text=True, **places) as running:
-        while not (copy / "nbs" / "started").exists() and running.poll() is None:
-            time.sleep(0.1)
-        running.kill()
+        try:
+            until(lambda: (copy / "nbs" / "started").exists() or running.poll() is not None)
+        finally:
+            running.kill()
     assert len(leftovers(copy)) == 1
     (copy / "nbs" / "go").touch()
-    again = subprocess.run(command, text=True, timeout=120, **places)
+    again = subprocess.run(command, text=True, timeout=2 * PATIENCE, **places)
     assert again.returncode == 0, again.stdout + again.stderr
     assert leftovers(copy) == []
 
