@@ -37,7 +37,7 @@ test: $(READY) export ## everything CI checks: export, style, types, every noteb
 	$(BIN)/daedalus verify
 	@if [ "$$($(TREE))" = "$$(cat build/tests.passed 2>/dev/null)" ]; then \
 	  echo "Nothing changed since all tests passed; remove build/tests.passed to run them again."; \
-	else OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile tests \
+	else OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests \
 	  && $(TREE) > build/tests.passed; fi
 
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted

@@ -57,12 +57,13 @@ def smoke_training(tmp_path_factory):
     return folder
 
 
-# Whole files that train, serve, start processes or run notebooks: `pytest -m "not slow"` does not even import them.
-SLOW = {
+# Whole files that train, serve, start processes or run notebooks: `pytest -m "not slow"` does not even import them. Those that
+# take longest come first, so that processes that share the files end together.
+SLOW = tuple(
     f"test_{name}.py" for name in (
-        "ablations", "adapters", "arena", "cli", "contributing", "critic", "exploit", "export", "files", "first_hour", "grpo",
-        "iterate", "jobs", "language", "openenv", "paper", "pareto", "pipeline", "policy", "redteam", "rft", "runtime",
-        "screens", "search", "serve", "sft", "templates", "theory", "train", "verify")}
+        "pipeline", "contributing", "ablations", "serve", "cli", "files", "train", "arena", "runtime", "access", "jobs",
+        "first_hour", "templates", "policy", "language", "grpo", "export", "adapters", "rft", "sft", "verify", "screens",
+        "search", "exploit", "redteam", "critic", "pareto", "paper", "openenv", "iterate", "theory"))
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -70,6 +71,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
     for item in items:
         if item.path.name in SLOW:
             item.add_marker("slow")
