@@ -18,7 +18,7 @@ if wide_registers():
     os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
 from .bidders import BEHAVIOUR, Behaviour, Population, PopulationError
-from .designers import DESIGNERS, FixedDesigner, RandomDesigner, play
+from .designers import DESIGNERS, FixedDesigner, RandomDesigner, check_designer, play
 from .env import DaedalusEnv, suite
 from .evaluate import evaluate, paired, summary, yardsticks
 from .market import MarketState, Outcomes, simulate
@@ -31,12 +31,13 @@ from .schema import (
     Outcome,
 )
 from .search import best_fixed, oracle
+from .specs import designer
 
 __all__ = [
     "BEHAVIOUR", "BEST_FIXED", "Behaviour", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv", "FixedDesigner",
     "INFORMED_GREEDY", "LanguageDesigner", "MarketState", "Mechanism", "MechanismError", "Observation", "Outcome",
-    "Outcomes", "Population", "PopulationError", "RandomDesigner", "best_fixed", "evaluate", "oracle", "paired", "play",
-    "simulate", "suite", "summary", "yardsticks",
+    "Outcomes", "Population", "PopulationError", "RandomDesigner", "best_fixed", "check_designer", "designer", "evaluate",
+    "oracle", "paired", "play", "simulate", "suite", "summary", "yardsticks",
 ]
 
 

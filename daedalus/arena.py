@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, urlencode
 import numpy as np
 
 from .bidders import COLLUDER, FLIP, KINDS, SHILL, TRUTHFUL, Population, shade
-from .designers import Designer, FixedDesigner, ask
+from .designers import FixedDesigner, Player, ask
 from .env import SUITES, Episodes, open_episodes, outcome_of, play_step, suite
 from .market import LOTS, WARM_UP, new_market
 from .results import repository
@@ -73,7 +73,7 @@ class Side:
 
     def step(
         self,
-        designer: Callable,  # from an Observation to a Mechanism
+        designer: Player,
     ) -> "Side":
         """The side one step later, or the same side with what went wrong."""
         try:
@@ -110,7 +110,7 @@ class Arena:
 
     def step(
         self,
-        designers: Mapping[str, Designer],  # by name, at least those of the sides
+        designers: Mapping[str, Player],  # by name, at least those of the sides
     ) -> "Arena":
         """The arena one step later; a side that has played its last step stays as it is.
 
@@ -869,7 +869,7 @@ class _Buttons:
         self,
         gr,  # the gradio module
         ui: SimpleNamespace,  # controls, and `place`, `wish`, `episode`, `view`, `away`, `told`, `timer`
-        designers: Mapping[str, Designer],
+        designers: Mapping[str, Player],
     ):
         self.gr, self.ui, self.designers, self.names = gr, ui, designers, [MANUAL, *designers]
         self.start = Choice(*(control.value for control in ui.choice.values()))
@@ -992,7 +992,7 @@ def _wire(
     gr,  # the gradio module
     page,  # gr.Blocks
     ui: SimpleNamespace,  # as `_Buttons` takes it
-    designers: Mapping[str, Designer],
+    designers: Mapping[str, Player],
 ) -> None:
     """Connect the controls to what they do."""
     does, choice = _Page(gr, ui, designers), list(ui.choice.values())
@@ -1036,7 +1036,7 @@ LIVE = '<p role="status" aria-live="polite" class="daedalus">${value}</p>'  # te
 
 
 def arena_page(
-    designers: Mapping[str, Designer],  # by name, at least one; the first starts on the left, the last on the right
+    designers: Mapping[str, Player],  # by name, at least one; the first starts on the left, the last on the right
     title: str = "DAEDALUS arena",
     links: Mapping[str, str] = MappingProxyType({}),  # where to find more: address by words
 ) -> "gradio.Blocks":
@@ -1143,7 +1143,7 @@ VISITORS = 100  # of whom Gradio keeps what it sent
 
 def mount_arena(
     app: "fastapi.FastAPI",
-    designers: Mapping[str, Designer],  # as `arena_page` takes them
+    designers: Mapping[str, Player],  # as `arena_page` takes them
     path: str = "/",  # where the page lives
     title: str = "DAEDALUS arena",
     links: Mapping[str, str] = MappingProxyType({}),  # as `arena_page` takes them

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .bidders import Population
-from .designers import DESIGNERS, FixedDesigner, as_designer, play
-from .env import DaedalusEnv, suite
-from .language import LanguageDesigner
+from .designers import DESIGNERS, FixedDesigner, as_designer, ask, play
+from .env import DaedalusEnv, observe, suite
+from .language import ChatDesigner, Reply
 from .market import SCORES
 from .results import check_output, data_dir, read_result, versions, write_text
 from .runtime import use_threads
 from .schema import DOMAIN, Mechanism, seed_number, whole_number
 from .search import best_fixed, oracle
+from .specs import designer, model_spec
 from .stats import RESAMPLES, interval
 from .style import OTHER, look
 
@@ -433,40 +434,50 @@ def training_table(
     return pd.DataFrame(rows)
 
 # %% ../nbs/11_evaluate.ipynb #inference
+def _reply(player, episodes) -> Reply:
+    "What a designer says to the first of some episodes; without language, its mechanism stands for its words."
+    if isinstance(player, ChatDesigner): return player.replies(observe(episodes)[:1])[0]
+    mechanism = ask(player, episodes)[0]
+    return Reply(mechanism.to_text(), mechanism, None)
+
+
 def inference(
     n_episodes: int = 1,    # 1: show one mechanism; more: play so many episodes
     baseline: bool = False, # also play the yardsticks
-    repo_id: str | None = None, # folder or hub name of a trained designer; None: the one that comes along
+    repo_id: str | None = None, # folder or hub name of a language model; None: what `model` says
     output: str | Path = "inference_results.json", # file for the rewards
     seed: int = 0,
     suite: str = "stages",  # a suite's name
     constrained: bool = True, # replies are valid by construction; False: the model writes freely
     complete: bool = False, # a valid reply names every field; False: those that are not named keep their defaults
+    model: str | None = None, # what plays, as `designer` takes it; None: the trained designer
 ) -> dict:                  # what is written to `output`
     """Show a mechanism for a fresh environment, or compare designers over whole episodes; results go to `output`.
 
-    Raises ValueError as `LanguageDesigner.load` does, and ModuleNotFoundError where the `train` extra is not installed.
+    Raises ValueError as `designer` does, and ModuleNotFoundError where the `train` extra is not installed.
     """
     n_episodes, seed = whole_number(n_episodes, "n_episodes"), seed_number(seed)
     people, output = _populations(suite), check_output(output)
-    designer = LanguageDesigner.load(repo_id, constrained=constrained, complete=complete)
-    observation = DaedalusEnv(people[0]).reset(seed)
-    reply, = designer.replies([observation])
+    free = {} if constrained else {"constrained": False}
+    player = designer(model_spec(model, repo_id), **free, **({"complete": True} if complete else {}))
+    env = DaedalusEnv(people[0])
+    observation, reply = env.reset(seed), _reply(player, env.episodes)
     found = {"reply": reply.text, "mechanism": reply.mechanism and dict(reply.mechanism)}
     if n_episodes == 1 and not baseline: print(observation.prompt(), reply.fault or reply.text, sep="\n")
-    else: found |= _compare(designer, n_episodes, baseline, seed, suite)
-    record = {"designer": str(repo_id or "data/designer"), "constrained": constrained, "complete": complete,
-              "suite": suite, "n_episodes": n_episodes, "seed": seed, **found, "replies": designer.asked,
-              "invalid replies": designer.invalid, "partial replies": designer.partial, "versions": versions()}
+    else: found |= _compare(model or "trained", player, n_episodes, baseline, seed, suite)
+    asked, invalid, partial = (getattr(player, count, 0) for count in ("asked", "invalid", "partial"))
+    record = {"designer": str(repo_id or model or "data/designer"), "constrained": constrained, "complete": complete,
+              "suite": suite, "n_episodes": n_episodes, "seed": seed, **found, "replies": asked,
+              "invalid replies": invalid, "partial replies": partial, "versions": versions()}
     write_text(output, json.dumps(record, indent=1) + "\n")
-    print(f"invalid replies: {designer.invalid} of {designer.asked}, partial: {designer.partial}; written: {output}")
+    print(f"invalid replies: {invalid} of {asked}, partial: {partial}; written: {output}")
     return record
 
 # %% ../nbs/11_evaluate.ipynb #compare
-def _compare(designer, n_episodes, baseline, seed, suite) -> dict:
+def _compare(name, player, n_episodes, baseline, seed, suite) -> dict:
     "The rewards of each designer, their summary, and the paired differences; prints both tables."
     players = yardsticks(suite) if baseline else {}
-    table = evaluate({**players, "trained": designer}, suite, n_episodes, seed)
+    table = evaluate({**players, name: player}, suite, n_episodes, seed)
     short = summary(table)
     print(short.round(3).to_string())
     found = {"rewards": {name: group["reward"].to_list() for name, group in table.groupby("designer", sort=False)},

@@ -8,6 +8,7 @@ __all__ = ['Teacher', 'acceptance', 'RftSettings', 'ahead', 'Lesson', 'rejection
 # %% ../nbs/10_rft.ipynb #imports
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -41,7 +42,8 @@ def _critic(
     return improve(first, rounds, seed, draw).model if rounds else first.model
 
 # %% ../nbs/10_rft.ipynb #teacher
-class Teacher(NamedTuple):
+@dataclass(frozen=True)
+class Teacher(BatchDesigner):
     """A library, and what each of its mechanisms is worth given an observation."""
 
     library: list[Mechanism]
@@ -77,14 +79,13 @@ class Teacher(NamedTuple):
         """The mechanisms that are worth most."""
         return [self.library[at] for at in self.values(observations).argmax(1)]
 
-    def __call__(self, observation: Observation) -> Mechanism:
-        return self.design_batch([observation])[0]
-
     def values(
         self,
         observations: Sequence[Observation],  # all with signals, or none
     ) -> np.ndarray:  # [observations, library]
         """The expected advantage of each mechanism of the library."""
+        if not observations:
+            return np.empty((0, len(self.library)))
         critic, names = (self.published, PUBLISHED_READINGS) if observations[0].signals is None else (
             self.signals, READINGS)
         return critic(np.array([readings(observation, names) for observation in observations]))

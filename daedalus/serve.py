@@ -35,15 +35,15 @@ from starlette.routing import Mount
 from . import __version__
 from .access import HEADERS, Access, JsonLines, Manners, Metrics, Only, client_of, log, methods_of, refusals
 from .connections import UVICORN, settings
-from .designers import BatchDesigner, Designer, FixedDesigner, RandomDesigner, informed_greedy
+from .designers import BatchDesigner, Player
 from .env import RECENT, EpisodeError
 from .market import SIGNALS, Score, Signal
 from .openenv import DaedalusAction, DaedalusObservation, DaedalusOpenEnv, DaedalusState, ResetOptions
 from .pages import figures, pages
 from .schema import (
     FIELDS, INFORMED_GREEDY, Mechanism, MechanismError, Number, Observation, RecentOutcome, Record, whole_in_json)
-from .search import best_fixed
 from .sessions import LIMITS, Batch, Desk, Limits, Place, Places, ServiceError, Sessions, play_batch
+from .specs import designer
 
 _all_ = ["HEADERS", "UVICORN"]  # also to be had from here
 
@@ -456,20 +456,20 @@ async def _stumble(request: Request, error: Exception) -> JSONResponse:
 CONTRACT = "1.0.0"  # version of what the service speaks, in OpenEnv's numbering
 
 
-def _load_trained() -> Designer:
+def _load_trained() -> Player:
     """The designer that comes with the package."""
-    from daedalus.language import LanguageDesigner
-
-    return LanguageDesigner.load()
+    return designer("trained")
 
 
 def _furnish(
     here: Any,  # state of the application
     limits: Limits,
-    load: Callable[[], Designer],
+    load: Callable[[], Player],
+    name: str,  # of the designer that `load` brings
 ) -> None:
     """What the service keeps while it runs."""
-    here.limits, here.sessions, here.sockets, here.desk = limits, Sessions(limits), Places(limits), Desk(load, limits)
+    here.limits, here.sessions, here.sockets = limits, Sessions(limits), Places(limits)
+    here.desk = Desk(load, limits, name)
     here.player, here.batches = ThreadPoolExecutor(1, "batches"), 0
     here.figures, here.metrics = figures(), Metrics()
     here.metrics.watch("http_sessions", "Episodes over plain requests", lambda: len(here.sessions))
@@ -480,15 +480,16 @@ def _furnish(
 
 def create_app(
     limits: Limits = LIMITS,
-    load: Callable[[], Designer] = _load_trained,  # brings the designer; called when it is first asked
+    load: Callable[[], Player] = _load_trained,  # brings the designer; called when it is first asked
     page: bool = True,  # with the arena; without it the service has no page
     root_path: str = "",  # path at which a proxy has the service, such as /daedalus
+    name: str = "trained",  # of the designer that `load` brings
 ) -> FastAPI:
     """The service."""
     app = FastAPI(title="DAEDALUS", version=CONTRACT, max_body_size=limits.body, docs_url=None, redoc_url=None,
                   description="Design the rules of an auction market among adaptive, adversarial bidders.",
                   root_path=root_path)
-    _furnish(app.state, limits, load)
+    _furnish(app.state, limits, load, name)
     app.include_router(router)
     app.include_router(pages)
     app.post("/api/simulate", response_model=BatchReply, responses=refusals(400, 403, 413, 503), tags=["Batches"],
@@ -521,10 +522,10 @@ class DeskDesigner(BatchDesigner):
 
 def arena_designers(
     desk: Desk,
-) -> dict[str, Designer]:
+) -> dict[str, Player]:
     """The designers that the arena offers, by name."""
-    return {"trained": DeskDesigner(desk), "informed-greedy": informed_greedy,
-            "best fixed": FixedDesigner(best_fixed("stages")), "random": RandomDesigner()}
+    others = {name: designer(name) for name in ("informed-greedy", "best fixed", "random") if name != desk.loaded_name}
+    return {desk.loaded_name: DeskDesigner(desk), **others}
 
 
 ARENA_PATHS = (r"/(config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(assets|static|svelte)/.+"
@@ -548,8 +549,9 @@ def serve(
     host: str = "127.0.0.1",  # 0.0.0.0: all addresses of the machine
     port: int = 7860,
     limits: Limits = LIMITS,
-    load: Callable[[], Designer] = _load_trained,
+    load: Callable[[], Player] = _load_trained,
     root_path: str = "",  # path at which a proxy has the service
+    name: str = "trained",  # of the designer that `load` brings
 ) -> None:
     """Run the service until it is interrupted."""
     import uvicorn
@@ -557,7 +559,7 @@ def serve(
     lines = logging.StreamHandler()
     lines.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[lines], force=True)
-    app = create_app(limits, load, root_path=root_path)
+    app = create_app(limits, load, root_path=root_path, name=name)
     uvicorn.run(app, host=host, port=port, **settings(limits), ws_max_size=limits.body)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from .bidders import Population
-from .designers import Designer, ask, informed_greedy
+from .designers import Player, ask, informed_greedy
 from .env import EpisodeError
 from .market import SCORES, simulate
 from .openenv import (
@@ -267,12 +267,12 @@ class Desk:
 
     def __init__(
         self,
-        load: Callable[[], Designer],  # called once, when the first request comes
+        load: Callable[[], Player],  # called once, when the first request comes
         limits: Limits,
         name: str = "trained",  # of the designer that `load` brings
     ):
         self.load, self.limits, self.loaded_name = load, limits, name
-        self._designer: Designer | None = None
+        self._designer: Player | None = None
         self.note: str | None = None
         self.waiting, self.answered = 0, 0
         self._queue = Queue(self._play)
@@ -289,13 +289,13 @@ class Desk:
                 "answered": self.answered, "note": self.note,
                 **{count: getattr(self._designer, count, 0) for count in ("invalid", "partial")}}
 
-    def designer(self) -> Designer:
+    def designer(self) -> Player:
         """The designer, loaded when it is first needed."""
         if self._designer is None:
             try:
                 self._designer = self.load()
             except (ValueError, OSError, ImportError) as error:
-                self._designer, self.note = informed_greedy, f"the trained designer cannot be loaded: {error}"
+                self._designer, self.note = informed_greedy, f"the {self.loaded_name} designer cannot be loaded: {error}"
             if hasattr(self._designer, "design_batch"):
                 self._queue.most = MOST_ASKED
             self._queue.began = time.monotonic()   # loading says nothing about how long answers take

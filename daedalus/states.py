@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .bidders import Population
-from .designers import ContextualDesigner, Designer, ask
+from .designers import ContextualDesigner, Player, ask
 from .env import Episodes, draw_training_population, observe, open_episodes, play_step
 from .market import SCORES
 from .runtime import use_threads
@@ -58,7 +58,7 @@ def detour_mechanism(
 
 
 def visits(
-    designer: Designer,
+    designer: Player,
     populations: Sequence[Population],  # one episode of each
     seed: int,  # of the markets and of the detours
     published_share: float,  # share of the episodes that are seen as published, 0 to 1

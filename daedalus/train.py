@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from .designers import BatchDesigner, Designer, ask, play
+from .designers import BatchDesigner, Player, ask, play
 from .env import SUITES, draw_training_population, suite
 from .grpo import GrpoSettings, reinforce
 from .grpo import Phase as GrpoRun
@@ -489,7 +489,7 @@ def _copied(
 class AsPublished(BatchDesigner):
     """A designer that gets to see the published observation only."""
 
-    designer: Designer
+    designer: Player
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
         return ask(self.designer, [observation.published() for observation in observations])
@@ -499,7 +499,7 @@ class AsPublished(BatchDesigner):
 class AskedOnce(BatchDesigner):
     """A designer that is asked at the beginning of an episode, and held to its answer."""
 
-    designer: Designer
+    designer: Player
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
         answers = iter(ask(self.designer, [o for o in observations if not o.round_number]))
@@ -507,7 +507,7 @@ class AskedOnce(BatchDesigner):
 
 
 def held_out_rewards(
-    players: dict[str, Designer],  # by how the designer is asked
+    players: Mapping[str, Player],  # by how the designer is asked
     episodes: int,  # of each suite: episode e faces population e modulo their number
     seed: int = 0,  # of the markets
 ) -> dict[str, dict]:  # by "suite, how": rewards of the episodes, mean by step, and distinct mechanisms
@@ -529,7 +529,7 @@ SHIPPED = 1  # seed of the committed designer's training
 
 
 def validation(
-    designer: Designer,
+    designer: Player,
     episodes: int,  # each with a population of its own
     seed: int = 0,  # of the populations and their markets
 ) -> dict[str, float]:  # mean reward and its standard error

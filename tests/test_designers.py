@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from daedalus.bidders import Population
 from daedalus.designers import (
     DESIGNERS, PUBLISHED_READINGS, READINGS, STRAY, ContextualDesigner, Designer, FixedDesigner, Kernel, KernelRidge,
-    RandomDesigner, ask, explore, holding_rewards, informed_greedy, play, playing_on_rewards, promising, readings,
+    RandomDesigner, ask, check_designer, explore, holding_rewards, informed_greedy, play, playing_on_rewards, promising, readings,
     readings_table)
 from daedalus.env import (
     FEATURES, DaedalusEnv, draw_training_population, features, observe, open_episodes, play_step, suite)
@@ -369,7 +369,7 @@ class Remembering:
         self.step = 0
 
     def design_batch(self, observations):
-        self.step += 1
+        self.step += bool(observations)
         return [DEFAULT_MECHANISM if self.step % 2 else INFORMED_GREEDY for _ in observations]
 
 
@@ -423,3 +423,111 @@ def test_who_looks_at_episodes_only_says_so():
 
     with pytest.raises(ValueError, match="^on must return one mechanism for each of the 5 episodes, not 1$"):
         play(Short(), STAGES, 0)
+
+
+# Does mine obey the contract?
+
+class Forgetful(Remembering):
+    "Counts its steps, and does not start again."
+
+    step = 0
+    reset = property()   # it has none
+
+
+class Crowded:
+    "Looks at who else asks."
+
+    def design_batch(self, observations):
+        return [INFORMED_GREEDY if len(observations) > 1 else DEFAULT_MECHANISM for _ in observations]
+
+
+class First:
+    "Treats the first of a batch as special."
+
+    def design_batch(self, observations):
+        return [INFORMED_GREEDY if at else DEFAULT_MECHANISM for at in range(len(observations))]
+
+
+class Twofold(FixedDesigner):
+    "Overwrites one of the ways in which it is asked."
+
+    def __call__(self, observation):
+        return DEFAULT_MECHANISM
+
+
+class Learning:
+    "Changes its mind about what it has seen three times."
+
+    def __init__(self):
+        self.seen = {}
+
+    def __call__(self, observation):
+        times = self.seen[observation.prompt()] = self.seen.get(observation.prompt(), 0) + 1
+        return INFORMED_GREEDY if times <= 3 else DEFAULT_MECHANISM
+
+
+def meddling(observation):
+    observation.signals["bidders"] = 99.0
+    return DEFAULT_MECHANISM
+
+
+class Surplus:
+    "Has something to say when nobody asks."
+
+    def design_batch(self, observations):
+        return [DEFAULT_MECHANISM] * max(1, len(observations))
+
+
+class Chained:
+    "Holds what no other process can have."
+
+    def __init__(self):
+        import threading
+
+        self.lock = threading.Lock()
+
+    def __call__(self, observation):
+        return DEFAULT_MECHANISM
+
+
+SOUND = *EVERY_KIND, *DESIGNERS.values(), INFORMED_GREEDY, lambda observation: DEFAULT_MECHANISM
+
+
+@pytest.mark.parametrize("designer", SOUND)
+def test_what_obeys_the_contract_passes(designer):
+    check_designer(designer, workers=2)
+
+
+def test_what_has_learned_obeys_the_contract(learned):
+    check_designer(learned, MIXED[3:12], steps=4)
+
+
+@pytest.mark.parametrize("designer, sentence", [
+    (lambda observation: "vcg", "designer <lambda>: step 1: a designer must return a Mechanism, not 'vcg'"),
+    (lambda observation: observation.signals["return"], "designer <lambda>: step 1: it raises KeyError: 'return'"),
+    (lambda observation: {0: DEFAULT_MECHANISM}.get(observation.round_number),
+     "designer <lambda>: step 2: a designer must return a Mechanism, not None"),
+    (Surplus(), "designer Surplus: design_batch must return nothing for no observations, not "),
+    (Forgetful(), "designer Forgetful: the same episodes played again bring other mechanisms .*: reserve_price in episode 0, "
+                  "step 1, is "),
+    (Crowded(), "designer Crowded: alone it plays otherwise than in a batch: reserve_price in episode 0, step 1, is 0.18 "),
+    (First(), "designer First: alone it plays otherwise than in a batch: .* in episode 1, step 1, is "),
+    (Learning(), "designer Learning: asked again, later, it answers otherwise: reserve_price in episode 0, step 3, is 0.18 "),
+    (Twofold(INFORMED_GREEDY), "designer Twofold: to observations in another order it answers otherwise: reserve_price in "),
+    (meddling, "designer meddling: it changes the observations that it is shown at step 3"),
+    (Chained(), "designer Chained: it cannot be sent to another process: TypeError: "),
+])
+def test_each_broken_clause_is_named_with_its_place(designer, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}") as caught:
+        check_designer(designer, workers=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    ((RandomDesigner,), r"designer must be a designer, not the class RandomDesigner"),
+    (("greedy",), "designer must be a function from an Observation to a Mechanism, or a Mechanism, not 'greedy'"),
+    ((a_function, STAGES, 0), "steps must be a whole number of at least 1, not 0"),
+])
+def test_what_cannot_be_checked_is_refused(arguments, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        check_designer(*arguments)

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 pytest.importorskip("torch", reason="needs the train extra")
 
 from daedalus.bidders import Population
-from daedalus.designers import PUBLISHED_READINGS, READINGS, ContextualDesigner, explore
+from daedalus.designers import PUBLISHED_READINGS, READINGS, ContextualDesigner, check_designer, explore
 from daedalus.env import DaedalusEnv
 from daedalus.iterate import improve
 from daedalus.language import small_model, small_tokenizer
@@ -58,6 +58,7 @@ def test_a_teacher_plays_what_it_values_most_and_sees_everything_in_seeing(teach
     seen = [DaedalusEnv(Population.stage(at)).reset(seed=at) for at in range(5)]
     assert teacher.design_batch(seen) == [LIBRARY[at] for at in teacher.values(seen).argmax(1)]
     assert teacher.seeing.design_batch(seen) == teacher.design_batch(seen)
+    check_designer(teacher, steps=2)
 
 
 def test_learning_ends_with_critics_that_look_ahead():
