@@ -1,4 +1,5 @@
 "What files of tests share: waiting for an event itself, for long enough on a busy machine; a port; a finished training."
+import signal
 import socket
 import sys
 import time
@@ -7,6 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 SMOKE_TRAINING = "train --profile smoke --seed 3 --work work --output designer --record record.json --episodes 5".split()
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Of a process that hears these signals, also where the tests run in the background or under nohup, which have them ignored.
+HEARS = {"preexec_fn": lambda: [signal.signal(number, signal.SIG_DFL) for number in ENDS]}
 PATIENCE = 120   # seconds after which what was waited for will not come
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from shared import PATIENCE, until
+from shared import HEARS, PATIENCE, until
 
 from daedalus import jobs
 from daedalus.bidders import Population
@@ -206,8 +206,7 @@ def test_an_interrupt_loses_only_what_was_running(tmp_path):
     run_jobs(waiting_jobs(sys.argv[2]), 2, sys.argv[3])
 """)
     folder = tmp_path / "kept"
-    heard = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))   # a background shell ignores it
-    run = subprocess.Popen([sys.executable, script, Path(__file__).parent, tmp_path, folder], stderr=subprocess.DEVNULL, **heard)
+    run = subprocess.Popen([sys.executable, script, Path(__file__).parent, tmp_path, folder], stderr=subprocess.DEVNULL, **HEARS)
     until(lambda: len(list(folder.glob("*.json"))) == 5 or run.poll() is not None)
     run.send_signal(signal.SIGINT)
     assert run.wait(PATIENCE) != 0

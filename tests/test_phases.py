@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from shared import PATIENCE, until
+from shared import HEARS, PATIENCE, until
 
 pytest.importorskip("torch", reason="needs the train extra")
 
@@ -235,7 +235,7 @@ list(train.run_phases(train.profile("smoke"), sys.argv[1], 3))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_sigterm_clears_up_as_ctrl_c_does(tmp_path, number):
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)})
+                               env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)}, **HEARS)
     until(lambda: list(tmp_path.glob(".phase-*/half.bin")) or process.poll() is not None)
     process.send_signal(number)
     assert "KeyboardInterrupt" in process.communicate(timeout=PATIENCE)[1]

@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from shared import PATIENCE, until
+from shared import ENDS, HEARS, PATIENCE, until
 from typer.testing import CliRunner
 
 import daedalus
@@ -534,12 +533,11 @@ def leftovers(copy):
     return [*(copy / "temporary").glob("daedalus-*"), *copy.rglob("*.running.ipynb")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", ENDS, ids=lambda number: number.name)
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_an_interrupted_run_resumes(copy, jobs, number):
     command, places = commanded(copy, jobs)
-    heard = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background shell ignores it
-    with subprocess.Popen(command, text=True, **places, **heard) as running:
+    with subprocess.Popen(command, text=True, **places, **HEARS) as running:
         try:
             until(lambda: (copy / "nbs" / "started").exists() or running.poll() is not None)
             running.send_signal(number)
