@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import shutil
 import socket
 import subprocess
@@ -221,6 +222,30 @@ def test_everything_but_the_page_works_without_gradio():
             "arena = open_arena(dd.Population.stage(1), ['greedy']).step(dd.DESIGNERS)\n"
             "assert arena._repr_html_().count('<svg') == 6")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+
+
+def test_what_others_wrote_is_text_and_never_a_tag():
+    """Names of designers, their errors, titles and links reach the page through templates that escape."""
+    mean = "<img src=x onerror=alert(1)> & 'it'"
+    arena = played(1, {mean: failing(ValueError(mean)), "greedy": CONTEST["greedy"]})
+    pages = [arena._repr_html_(), arena_module._about({mean: mean}), arena_module._filled("title.html", title=mean, description=""),
+             own_head('<meta charset="utf-8" />', mean, mean)]
+    for page in pages:
+        assert "<img" not in page and "&lt;img" in page
+    style = arena_module._filled("arena.css", kinds=arena_module._kinds())
+    assert f"<style>\n{style}</style>" in pages[0] and '"Segoe UI"' in style
+
+
+def test_a_template_that_asks_for_what_is_not_there_fails():
+    import jinja2
+
+    with pytest.raises(jinja2.UndefinedError, match="'description' is undefined"):
+        arena_module._filled("title.html", title="")
+
+
+def test_no_page_of_the_arena_is_written_in_code():
+    assert not re.search(r"</?(div|span|table|td|p|b|i|svg|path|style)\b", Path(arena_module.__file__).read_text(encoding="utf-8")
+                         .replace(arena_module.LIVE, ""))
 
 
 def test_types_differ_in_shape_and_letter_and_not_only_in_colour():
