@@ -28,7 +28,7 @@ from .designers import FixedDesigner, Player, ask
 from .env import SUITES, Episodes, open_episodes, outcome_of, play_step, suite
 from .market import LOTS, WARM_UP, new_market
 from .results import data_dir, repository
-from .schema import DEFAULT_MECHANISM, DOMAIN, FIELDS, Mechanism, MechanismError, MechanismFields, Outcome
+from .schema import DEFAULT_MECHANISM, FIELDS, LEVERS, Mechanism, MechanismError, Outcome, SwitchLever
 from .style import BIDDER_COLOURS, BIDDER_MARKERS, OTHER
 from .watch import Session, watch
 
@@ -277,18 +277,8 @@ def _bidder_rows(
 
 # %% ../nbs/12_arena.ipynb #lever
 @_for_templates
-def _words(
-    value: str | bool | float,  # of a lever
-) -> str:
-    """A lever's value as one reads it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.2f}" if isinstance(value, float) else _spaced(value)
-
-
-@_for_templates
 def _spaced(
-    name: str,  # of a lever or a choice
+    name: str,  # of a lever
 ) -> str:
     """A name in words."""
     return name.replace("_", " ")
@@ -336,7 +326,7 @@ def render(
         "arena.html", arena=arena, sides=list(zip(SIDES, arena.sides)), lots=LOTS, kinds=_kinds(), score_names=SCORE_NAMES,
         style=_filled("arena.css", kinds=_kinds()), played=max(len(side.turns) for side in arena.sides) - 1,
         length=arena.sides[0].episodes.episode_length, revealed=arena.revealed or arena.done,
-        meanings={name: MechanismFields.model_fields[name].description or "" for name in FIELDS},
+        lever_of=LEVERS,
         prices={float(_height(amount)): text for amount, text in ((1, "1"), (0.5, ".5"), (0, "0"))})
 
 # %% ../nbs/12_arena.ipynb #populations
@@ -477,14 +467,14 @@ def _lever_control(
     name: str,  # of the lever
 ):
     """A slider, a checkbox or a list for one lever."""
-    domain, value = DOMAIN[name], getattr(DEFAULT_MECHANISM, name)
-    known = dict(label=name.replace("_", " "), info=MechanismFields.model_fields[name].description, value=value,
-                 elem_id=f"lever-{name}", min_width=220)
-    if isinstance(domain, float):
-        return gr.Slider(0, domain, step=0.01, **known)
-    if domain == (False, True):
+    lever = LEVERS[name]
+    known = dict(label=name.replace("_", " "), info=lever.meaning, value=lever.default, elem_id=f"lever-{name}",
+                 min_width=220)
+    if lever.step:
+        return gr.Slider(lever.settings[0], lever.settings[-1], step=lever.step, **known)
+    if isinstance(lever, SwitchLever):
         return gr.Checkbox(**known)
-    return gr.Dropdown([(_words(choice), choice) for choice in domain], **known)
+    return gr.Dropdown([(lever.words(choice), choice) for choice in lever.settings], **known)
 
 # %% ../nbs/12_arena.ipynb #controls
 def _choices(

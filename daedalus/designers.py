@@ -21,8 +21,9 @@ from tqdm import tqdm
 from .bidders import Population
 from .env import RECENT, Episodes, observe, open_episodes, play_step, suite
 from .market import SCORES, SIGNALS, Outcomes
-from .schema import (
-    DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, Mechanism, Observation, RecentOutcome, generator, seed_number, whole_number)
+from daedalus.schema import (
+    DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism, Observation, RecentOutcome, generator, seed_number,
+    whole_number)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,11 +208,9 @@ def _scores(
 def _levers(
     mechanism: Mechanism,
 ) -> dict[str, float]:  # each from 0 to 1
-    """A mechanism as numbers: an amount as a share of its range, and for everything else a 1 at what was chosen."""
-    shares = {name: value / DOMAIN[name] for name, value in mechanism if isinstance(DOMAIN[name], float)}
-    chosen = {f"{name}={choice}": float(value == choice) for name, value in mechanism
-              if isinstance(DOMAIN[name], tuple) for choice in DOMAIN[name]}
-    return shares | chosen
+    """The readings of a mechanism's levers, amounts first."""
+    order = sorted(LEVERS.values(), key=lambda lever: not isinstance(lever, AmountLever))
+    return {name: x for lever in order for name, x in lever.readings(getattr(mechanism, lever.name)).items()}
 
 # %% ../nbs/06_designers.ipynb #readings
 PUBLISHED_READINGS = ("progress", "outcomes", *_scores([RecentOutcome(welfare=0, fairness=0, participation=0)]))

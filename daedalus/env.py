@@ -22,7 +22,7 @@ from .market import (
     ROUNDS, SCORES, SIGNALS, Agents, MarketState, Outcomes, advance, open_market, outcomes_of)
 from .results import data_dir
 from .schema import (
-    DEFAULT_MECHANISM, DOMAIN, FIELDS, Mechanism, MechanismError, Observation, Outcome, RecentOutcome, generator,
+    DEFAULT_MECHANISM, FIELDS, LEVERS, Mechanism, MechanismError, Observation, Outcome, RecentOutcome, generator,
     seed_number, whole_number)
 
 if TYPE_CHECKING:
@@ -319,7 +319,7 @@ def features(
 
 # %% ../nbs/05_env.ipynb #action
 def mechanism_of_action(
-    action: Mapping,  # by field: choices and switches as their index in DOMAIN, amounts as they are
+    action: Mapping,  # by field: numbers as they are, choices and switches as their place
 ) -> Mechanism:
     """The mechanism that an action of `gym_env` stands for.
 
@@ -346,9 +346,7 @@ def _gym_class() -> type:
         def __init__(self, population: Population, episode_length: int):
             self.env = DaedalusEnv(population, episode_length)
             self._key: tuple[int, int] | None = None
-            levers: dict[str, spaces.Space] = {name: spaces.Box(0, domain, (), np.float64) if isinstance(domain, float)
-                      else spaces.Discrete(len(domain)) for name, domain in DOMAIN.items()}
-            self.action_space = spaces.Dict(levers)
+            self.action_space = spaces.Dict({name: lever.space(spaces) for name, lever in LEVERS.items()})
             self.observation_space = spaces.Box(0, MAX_BIDDERS, (len(FEATURES),), np.float64)
 
         def reset(self, *, seed=None, options=None):
@@ -383,7 +381,7 @@ def gym_env(
 ) -> "gymnasium.Env":
     """One episode after another as a gymnasium environment; an episode ends with `terminated`.
 
-    The action is a dict by field of `Mechanism`: choices and switches as their index in `DOMAIN`, amounts as they are.
+    The action is a dict by field of `Mechanism`: numbers as they are, choices and switches as their place.
     The observation is float64 [FEATURES]; `info` has the scores of the step.
     """
     return _gym_class()(population, episode_length)

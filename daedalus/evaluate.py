@@ -24,7 +24,7 @@ from .language import ChatDesigner, Reply
 from .market import SCORES
 from .results import check_output, data_dir, read_result, versions, write_text
 from .runtime import use_threads
-from .schema import DOMAIN, Mechanism, seed_number, whole_number
+from .schema import LEVERS, Mechanism, seed_number, whole_number
 from .search import best_fixed, oracle
 from .specs import designer, model_spec
 from .stats import RESAMPLES, interval
@@ -310,11 +310,7 @@ def _settings(
     mechanism: Mechanism,
 ) -> dict[str, float]:
     "A mechanism as numbers: amounts as they are, switches as 0 or 1, and a 1 at what was chosen."
-    numbers: dict[str, float] = {}
-    for name, value in mechanism:
-        if isinstance(value, str): numbers |= {f"{name}: {choice}": float(value == choice) for choice in DOMAIN[name]}
-        else: numbers[name] = float(value)
-    return numbers
+    return {column: x for name, value in mechanism for column, x in LEVERS[name].columns(value).items()}
 
 
 def levers(
@@ -348,7 +344,7 @@ def lever_map(
 
     axes = axes or plt.subplots(figsize=(7.4, 2 + 0.32 * len(table)), constrained_layout=True)[1]
     played = table.drop(columns="distinct")
-    ranges = [DOMAIN[name] if isinstance(DOMAIN.get(name), float) else 1.0 for name in played]
+    ranges = [LEVERS[name].top if name in LEVERS else 1 for name in played]
     sns.heatmap(played / ranges, vmin=0, vmax=1, cmap="Blues", annot=played.round(2), fmt="g", annot_kws={"size": 6.5},
                 linewidths=0.5, cbar_kws={"label": "share of the steps,\nor of an amount's range"}, ax=axes)
     axes.set(xlabel="", ylabel="")

@@ -20,9 +20,9 @@ from .bidders import Population
 from .designers import ContextualDesigner
 from .env import curriculum, draw_training_population
 from .language import (
-    LanguageDesigner, Reply, chat_text, end_token, messages, sample_replies, stop_tokens, until_stop)
+    LONGEST_REPLY, LanguageDesigner, Reply, chat_text, end_token, messages, sample_replies, stop_tokens, until_stop)
 from .market import ROUNDS, WARM_UP
-from .schema import DEFAULT_MECHANISM, Natural, Number, Positive, Record, Share, Switch, amount, whole
+from .schema import Natural, Number, Positive, Record, Share, Switch, amount, whole
 from .search import Draw
 from .sft import OPTIMISER, progress_bar, shared_logprobs
 from .states import draw_populations, outlook, restore, snapshot, visits
@@ -349,7 +349,7 @@ def reinforce(
     rewards, seconds = MarketRewards(settings.horizon, settings.futures, then), {"states": time.perf_counter() - start}
     adapters_on_a_card = hasattr(model, "peft_config") and torch.cuda.is_available()
     kind = chat_trainer() if adapters_on_a_card else shared_prompt_trainer()
-    longest = len(tokenizer(_LONGEST)["input_ids"]) + 4
+    longest = len(tokenizer(LONGEST_REPLY)["input_ids"]) + 4
     trainer = kind(model=model, reward_funcs=rewards.functions(), args=trl_config(settings, longest, folder, seed),
                    train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     average = _average_callback(model, settings.averaging)
@@ -367,6 +367,3 @@ def reinforce(
     episodes = max(2, -(-len(rows) // 10))
     history = [history_row(log) for log in trainer.state.log_history if "reward" in log]
     return Phase(history, rewards.rounds + episodes * (WARM_UP + 10 * ROUNDS), seconds)
-
-
-_LONGEST = DEFAULT_MECHANISM.replace(coalition_policy="penalize_suspected").to_text()

@@ -25,7 +25,7 @@ from .designers import BatchDesigner
 from .market import SIGNALS
 from .results import data_dir, install_hint
 from daedalus.schema import (
-    DEFAULT_MECHANISM, DOMAIN, SYSTEM_PROMPT, Mechanism, MechanismError, Observation, RecentOutcome,
+    DEFAULT_MECHANISM, LEVERS, SYSTEM_PROMPT, Mechanism, MechanismError, Observation, RecentOutcome,
     whole_number)
 
 if TYPE_CHECKING:
@@ -148,8 +148,7 @@ def _example(
     score = min(n / 10, 1.0)
     signals = dict.fromkeys(SIGNALS, min(n / 10, 1.9)) | {
         "bidders": 1.0 + n % 12, "units": 1.0 + n % 3, "suppression": n / 10}
-    mechanism = {name: min(n / 10, domain) if isinstance(domain, float) else domain[n % len(domain)]
-                 for name, domain in DOMAIN.items()}
+    mechanism = {name: lever.nth(n) for name, lever in LEVERS.items()}
     row = RecentOutcome(welfare=score, fairness=score, participation=score)
     return Observation(round_number=n % 11, episode_length=10, market_outcomes=(row,) * outcomes, signals=signals,
                        mechanism=Mechanism(**mechanism))
@@ -336,9 +335,7 @@ def _write(
 # %% ../nbs/08_language.ipynb #samples
 ROWS = {"cpu": 256, "cuda": 1024}  # replies that are written at once, by device
 
-LONGEST_REPLY = Mechanism(**{
-    name: domain if isinstance(domain, float) else max(domain, key=lambda choice: len(str(choice)))
-    for name, domain in DOMAIN.items()}).to_text()
+LONGEST_REPLY = Mechanism(**{name: lever.longest for name, lever in LEVERS.items()}).to_text()
 
 
 class Samples(NamedTuple):
@@ -426,17 +423,7 @@ def sample_replies(
     return _write_all(model, tokenizer, prompts, uniforms, temperature, constraint)
 
 # %% ../nbs/08_language.ipynb #pattern
-def _choices(
-    domain: tuple | float,  # an entry of `DOMAIN`
-) -> list[str]:
-    """All the texts of a field's value."""
-    if isinstance(domain, float):
-        return [f"{cents / 100:.2f}" for cents in range(round(100 * domain) + 1)]
-    return [f'"{choice}"' if isinstance(choice, str) else str(choice).lower() for choice in domain]
-
-
-REPLY_PATTERN = r"\{" + ",".join(
-    f'"{name}":({"|".join(map(re.escape, _choices(domain)))})' for name, domain in DOMAIN.items()) + r"\}"
+REPLY_PATTERN = r"\{" + ",".join(lever.pattern for lever in LEVERS.values()) + r"\}"
 
 # %% ../nbs/08_language.ipynb #matcher
 def mechanism_matcher(
@@ -483,7 +470,7 @@ class Reply(NamedTuple):
     @property
     def partial(self) -> bool:
         """Whether the mechanism has fields that the text left at their defaults."""
-        return self.mechanism is not None and len(self.mechanism.model_fields_set) < len(DOMAIN)
+        return self.mechanism is not None and len(self.mechanism.model_fields_set) < len(LEVERS)
 
 # %% ../nbs/08_language.ipynb #chat-model
 class ChatModel(Protocol):

@@ -17,7 +17,7 @@ import numpy as np
 from .bidders import Population
 from .jobs import Job, run_jobs
 from .market import SCORES, simulate
-from .schema import DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, Mechanism
+from .schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism
 from .search import BLOCK, EPISODE, climb, climb_rounds
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def hypervolume(
     return sum(height * hypervolume(points[points[:, -1] >= level, :-1]) for level, height in zip(levels, heights))
 
 # %% ../nbs/07_pareto.ipynb #trials
-AMOUNTS = tuple(name for name, domain in DOMAIN.items() if isinstance(domain, float))
-CHOICES = tuple(name for name in DOMAIN if name not in AMOUNTS)
+AMOUNTS = tuple(name for name, lever in LEVERS.items() if isinstance(lever, AmountLever))
+CHOICES = tuple(name for name in FIELDS if name not in AMOUNTS)
 
 
 class Trials:
@@ -121,9 +121,7 @@ def _ask_and_tell(tried, count, sampler) -> None:
     for start in STARTS: study.enqueue_trial({name: value for name, value in start if name not in tried.held})
     for _ in range(count):
         trial = study.ask()
-        fields = {name: round(trial.suggest_float(name, 0, domain, step=0.01), 2) if name in AMOUNTS
-                  else trial.suggest_categorical(name, domain)
-                  for name, domain in DOMAIN.items() if name not in tried.held}
+        fields = {name: lever.suggest(trial) for name, lever in LEVERS.items() if name not in tried.held}
         study.tell(trial, tried([fields])[0].tolist())
 
 
@@ -164,7 +162,7 @@ def _amounts(
     point: np.ndarray, # [amounts], from 0 to 1
 ) -> dict[str, float]:
     "Amounts as shares of their range, to two decimals."
-    return {name: round(float(share) * DOMAIN[name], 2) for name, share in zip(AMOUNTS, np.clip(point, 0, 1))}
+    return {name: round(LEVERS[name].at(float(share)), 2) for name, share in zip(AMOUNTS, np.clip(point, 0, 1))}
 
 
 def cma_es(
@@ -183,7 +181,7 @@ def cma_es(
         weights = rng.dirichlet(np.ones(len(tried.objectives)))
         order = np.argsort(-along(tried.values, weights), kind="stable")
         begun.append(next(tried.mechanisms[at] for at in order if tried.mechanisms[at] not in begun))
-        point = [getattr(begun[-1], name) / DOMAIN[name] for name in AMOUNTS]
+        point = [LEVERS[name].share(getattr(begun[-1], name)) for name in AMOUNTS]
         options = {"bounds": [0, 1], "popsize": OFFSPRING, "verbose": -9, "seed": np.nan,
                    "randn": lambda *shape: rng.standard_normal(shape)}
         strategy = cma.CMAEvolutionStrategy(point, 0.2, options)
@@ -202,7 +200,7 @@ def combinations(
 ) -> list[dict]:
     "Every setting of the switches and choices that are not held."
     free = [name for name in CHOICES if name not in (held or {})]
-    return [(held or {}) | dict(zip(free, values)) for values in product(*(DOMAIN[name] for name in free))]
+    return [(held or {}) | dict(zip(free, values)) for values in product(*(LEVERS[name].settings for name in free))]
 
 # %% ../nbs/07_pareto.ipynb #searched
 def _searched(method, populations, trials, episodes, seed, objectives, held=None, stream=0) -> Trials:

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['AuctionType', 'CoalitionPolicy', 'AUCTION_TYPES', 'COALITION_POLICIES', 'MAX_RESERVE', 'MAX_PENALTY', 'Switch',
-           'Number', 'Share', 'Natural', 'Positive', 'SEEDS', 'LONGEST_OBJECT', 'DEEPEST_BREAK', 'DOMAIN', 'FIELDS',
+           'Number', 'Share', 'Natural', 'Positive', 'SEEDS', 'LONGEST_OBJECT', 'DEEPEST_BREAK', 'LEVERS', 'FIELDS',
            'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'SYSTEM_PROMPT', 'Checks', 'amount', 'whole', 'whole_in_json',
-           'whole_number', 'seed_number', 'generator', 'Record', 'MechanismFields', 'MechanismError', 'Mechanism',
-           'distinct', 'mechanisms_to_array', 'Outcome', 'RecentOutcome', 'Observation']
+           'whole_number', 'seed_number', 'generator', 'Record', 'MechanismFields', 'Lever', 'SwitchLever',
+           'WholeLever', 'AmountLever', 'MechanismError', 'Mechanism', 'distinct', 'mechanisms_to_array', 'Outcome',
+           'RecentOutcome', 'Observation']
 
 # %% ../nbs/00_schema.ipynb #schema-imports
 import json
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, total_ordering
 from operator import itemgetter
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
@@ -288,7 +290,7 @@ def _candidates(
 
 # %% ../nbs/00_schema.ipynb #mechanism-fields
 class MechanismFields(Record):
-    "The eleven fields of a mechanism in the published order, with their ranges and defaults."
+    "The fields of a mechanism in the published order, with their ranges and defaults."
     auction_type: AuctionType = Field('second_price', description='who wins and what winners pay')
     reserve_price: Annotated[float, amount(MAX_RESERVE)] = Field(0.10,
                                                                  description='lowest price at which a unit is sold')
@@ -305,18 +307,115 @@ class MechanismFields(Record):
         0.0, description='fine for bidding as a ring, if the policy fines')
     coalition_policy: CoalitionPolicy = Field('allow', description='what is done about rings')
 
-# %% ../nbs/00_schema.ipynb #domain
-def _domain(
-    spec: dict,  # JSON schema of one field
-) -> tuple | float:
-    "The choices of a field, or the upper end of its range."
-    if 'enum' in spec:
-        return tuple(spec['enum'])
-    return (False, True) if spec['type'] == 'boolean' else float(spec['maximum'])
+# %% ../nbs/00_schema.ipynb #two-digits
+def _digits(
+    x: float,  # a score, a signal or an amount
+) -> str:
+    "A number with two decimals, as language models read and write it."
+    return f'{x:z.2f}'
+
+# %% ../nbs/00_schema.ipynb #lever
+@dataclass(frozen=True)
+class Lever:
+    "One field of a mechanism, in each form in which its values are written and read: here a choice with names."
+    name: str
+    meaning: str
+    default: Any
+    settings: tuple   # all its values, of an amount the hundredths
+    step: ClassVar[float] = 0   # between neighbours, where the values are numbers
+
+    @property
+    def top(self) -> float: return len(self.settings) - 1   # the largest entry
+    @property
+    def span(self) -> str: return f', {self.settings[0]:g} to {self.settings[-1]:g}' if self.step else ''
+    @property
+    def help(self) -> str: return f'{self.meaning[0].upper()}{self.meaning[1:]}{self.span}.'
+    @property
+    def longest(self) -> Any: return max(self.settings, key=lambda value: len(self.text(value)))
+    @property
+    def pattern(self) -> str: return f'"{self.name}":({"|".join(re.escape(self.text(v)) for v in self.settings)})'
+
+    def entry(self, value: Any) -> float: return self.settings.index(value)
+    def value(self, entry: float) -> Any: return self.settings[_place(self.name, entry, 0, len(self.settings) - 1)]
+    def share(self, value: Any) -> float: return (self.settings.index(value) + 0.5) / len(self.settings)
+    def at(self, share: float) -> Any: return self.settings[min(int(share * len(self.settings)), len(self.settings) - 1)]
+    def nth(self, n: int) -> Any: return self.settings[n % len(self.settings)]
+    def text(self, value: Any) -> str: return json.dumps(value)
+    def words(self, value: Any) -> str: return str(value).replace('_', ' ')
+    def readings(self, value: Any) -> dict[str, float]: return {f'{self.name}={s}': float(value == s) for s in self.settings}
+    def columns(self, value: Any) -> dict[str, float]: return {f'{self.name}: {s}': float(value == s) for s in self.settings}
+    def draw(self, rng: np.random.Generator) -> Any: return self.settings[rng.integers(len(self.settings))]
+    def change(self, value: Any, rng: np.random.Generator) -> Any:
+        return self.settings[rng.choice([at for at, other in enumerate(self.settings) if other != value])]
+    def suggest(self, trial: Any) -> Any: return trial.suggest_categorical(self.name, self.settings)
+    def space(self, spaces: Any) -> Any: return spaces.Discrete(len(self.settings))
+
+# %% ../nbs/00_schema.ipynb #number-levers
+class SwitchLever(Lever):
+    "A field that is off or on."
+    def words(self, value: bool) -> str: return 'yes' if value else 'no'
+    def columns(self, value: bool) -> dict[str, float]: return {self.name: float(value)}
 
 
-DOMAIN: dict[str, Any] = {name: _domain(spec) for name, spec in _properties(MechanismFields).items()}
-FIELDS = tuple(DOMAIN)
+class WholeLever(Lever):
+    "A whole number within a range."
+    step: ClassVar[float] = 1
+
+    @property
+    def top(self) -> float: return self.settings[-1]
+    def entry(self, value: int) -> float: return value
+    def value(self, entry: float) -> int: return _place(self.name, entry, self.settings[0], self.settings[-1])
+    def readings(self, value: int) -> dict[str, float]:
+        return {self.name: (value - self.settings[0]) / (self.settings[-1] - self.settings[0])}
+    def columns(self, value: int) -> dict[str, float]: return {self.name: float(value)}
+    def suggest(self, trial: Any) -> int: return trial.suggest_int(self.name, self.settings[0], self.settings[-1])
+    def space(self, spaces: Any) -> Any: return spaces.Discrete(len(self.settings), start=self.settings[0])
+
+
+class AmountLever(Lever):
+    "An amount from 0."
+    step: ClassVar[float] = 0.01
+
+    @property
+    def top(self) -> float: return self.settings[-1]
+    @property
+    def longest(self) -> float: return self.top
+    def entry(self, value: float) -> float: return value
+    def value(self, entry: float) -> float: return entry   # the field itself checks it
+    def share(self, value: float) -> float: return value / self.top
+    def at(self, share: float) -> float: return share * self.top
+    def nth(self, n: int) -> float: return min(n / 10, self.top)
+    def text(self, value: float) -> str: return _digits(value)
+    def words(self, value: float) -> str: return _digits(value)
+    def readings(self, value: float) -> dict[str, float]: return {self.name: value / self.top}
+    def columns(self, value: float) -> dict[str, float]: return {self.name: value}
+    def draw(self, rng: np.random.Generator) -> float: return round(rng.uniform(0, self.top), 2)
+    def change(self, value: float, rng: np.random.Generator) -> float:
+        if rng.random() < 0.2: return 0.0
+        return round(float(np.clip(value + rng.normal(0, 0.15 * self.top), 0, self.top)), 2)
+    def suggest(self, trial: Any) -> float: return round(trial.suggest_float(self.name, 0, self.top, step=self.step), 2)
+    def space(self, spaces: Any) -> Any: return spaces.Box(0, self.top, (), np.float64)
+
+# %% ../nbs/00_schema.ipynb #levers
+def _lever(
+    name: str,   # a field of MechanismFields
+    spec: dict,  # its JSON schema
+) -> Lever:
+    "The lever of a field; TypeError for a field whose values cannot be told."
+    known, number = (name, spec['description'], spec['default']), spec.get('type') in ('number', 'integer')
+    if number and not {'minimum', 'maximum'} <= spec.keys():
+        raise TypeError(f'{name} must have a range: whole(low, high) or amount(high)')
+    if spec.get('type') == 'number' and (spec['minimum'] != 0 or round(spec['maximum'], 2) != spec['maximum']):
+        raise TypeError(f"{name} must be from 0 to a number of two decimals, not {spec['minimum']} to {spec['maximum']}")
+    if spec.get('type') == 'integer':
+        return WholeLever(*known, tuple(range(spec['minimum'], spec['maximum'] + 1)))
+    if number:
+        return AmountLever(*known, tuple(cents / 100 for cents in range(round(100 * spec['maximum']) + 1)))
+    return Lever(*known, tuple(spec['enum'])) if 'enum' in spec else SwitchLever(*known, (False, True))
+
+
+LEVERS = {name: _lever(name, spec) for name, spec in _properties(MechanismFields).items()}
+FIELDS = tuple(LEVERS)
 
 # %% ../nbs/00_schema.ipynb #mechanism-error
 class MechanismError(ValueError):
@@ -328,30 +427,22 @@ def _break_fault(
     reason: str,  # what the decoder said
 ) -> tuple[int, str]:
     "How many fields a broken object names, and a sentence about where it breaks."
-    seen = [name for name in re.findall(r'"(\w+)"', piece) if name in DOMAIN]
+    seen = [name for name in re.findall(r'"(\w+)"', piece) if name in LEVERS]
     place = seen[-1] if seen else 'its beginning'
     what = re.sub('( starting)? at$', '', reason[0].lower() + reason[1:])
     return len(set(seen)), f'the JSON breaks off near {place}: {what}'
 
-# %% ../nbs/00_schema.ipynb #from-float
-def _from_float(
-    name: str,  # a field
-    x: float,   # its entry in an array
-) -> str | bool | float:
-    "The value of a field behind its entry in an array; amounts are left to the field's own check."
-    choices = DOMAIN[name]
-    if isinstance(choices, float):
-        return x
-    if x not in range(len(choices)):
-        raise MechanismError(f'{name} must be a whole number from 0 to {len(choices) - 1} in an array, not {x}')
-    return choices[int(x)]
-
-# %% ../nbs/00_schema.ipynb #two-digits
-def _digits(
-    x: float,  # a score, a signal or an amount
-) -> str:
-    "A number with two decimals, as language models read and write it."
-    return f'{x:z.2f}'
+# %% ../nbs/00_schema.ipynb #place
+def _place(
+    name: str,     # a field
+    entry: float,  # in an array
+    low: int,      # the smallest entry
+    high: int,     # the largest
+) -> int:
+    "An entry of an array as the whole number that it must be."
+    if entry not in range(low, high + 1):
+        raise MechanismError(f'{name} must be a whole number from {low} to {high} in an array, not {entry}')
+    return int(entry)
 
 # %% ../nbs/00_schema.ipynb #mechanism
 _ECHO = re.compile(r'(last_mechanism\W{0,9}?)\{[^{}]*\}')   # the prompt's own mechanism, repeated
@@ -377,7 +468,7 @@ class Mechanism(MechanismFields):
                 try:
                     return cls._from_fields(fields, complete)
                 except MechanismError as error:
-                    fault = max((len(DOMAIN.keys() & fields), str(error)), fault, key=itemgetter(0))
+                    fault = max((len(LEVERS.keys() & fields), str(error)), fault, key=itemgetter(0))
             if reason:
                 fault = max(_break_fault(piece, reason), fault, key=itemgetter(0))
         raise MechanismError(fault[1])
@@ -396,34 +487,31 @@ class Mechanism(MechanismFields):
         cls,
         rng: np.random.Generator | int,  # a generator, or a seed for one
     ) -> 'Mechanism':
-        "A mechanism drawn uniformly from `DOMAIN`, amounts to two decimals."
+        "A mechanism drawn uniformly, amounts to two decimals."
         rng = generator(rng)
-        return cls(**{name: round(rng.uniform(0, domain), 2) if isinstance(domain, float)
-                      else domain[rng.integers(len(domain))] for name, domain in DOMAIN.items()})
+        return cls(**{name: lever.draw(rng) for name, lever in LEVERS.items()})
 
     @classmethod
     def from_array(
         cls,
-        values: np.ndarray,  # [11], as `to_array` returns it
+        values: np.ndarray,  # [FIELDS], as `to_array` returns it
     ) -> 'Mechanism':
         "The mechanism behind an array: the inverse of `to_array`."
         values = np.asarray(values, dtype=np.float64)
         if values.shape != (len(FIELDS),):
             raise MechanismError(f'a mechanism is an array of shape ({len(FIELDS)},), not {values.shape}')
-        return cls(**{name: _from_float(name, x) for name, x in zip(FIELDS, values.tolist())})
+        return cls(**{name: LEVERS[name].value(x) for name, x in zip(FIELDS, values.tolist())})
 
     def to_text(self) -> str:
         "The mechanism as language models read and write it: JSON without spaces, amounts to two decimals."
-        values = {name: _digits(value) if isinstance(value, float) else json.dumps(value) for name, value in self}
-        return '{' + ','.join(f'"{name}":{value}' for name, value in values.items()) + '}'
+        return '{' + ','.join(f'"{name}":{LEVERS[name].text(value)}' for name, value in self) + '}'
 
     def __str__(self) -> str:
         return self.to_json()
 
     def to_array(self) -> np.ndarray:
-        "The fields in order as float64 [11]: amounts as they are, choices and switches as their index in `DOMAIN`."
-        return np.array([value if isinstance(value, float) else DOMAIN[name].index(value) for name, value in self],
-                        dtype=np.float64)
+        "The fields in order as float64 [FIELDS]: numbers as they are, choices and switches as their place."
+        return np.array([LEVERS[name].entry(value) for name, value in self], dtype=np.float64)
 
 # %% ../nbs/00_schema.ipynb #named-mechanisms
 DEFAULT_MECHANISM = Mechanism()
@@ -443,7 +531,7 @@ def distinct(
 
 def mechanisms_to_array(
     mechanisms: Sequence[Mechanism],  # any number, also none
-) -> np.ndarray:                      # float64 [batch, 11], columns as in `FIELDS`
+) -> np.ndarray:                      # float64 [batch, FIELDS]
     "Many mechanisms as one array for compiled code."
     different, places = distinct(mechanisms)
     return np.array([m.to_array() for m in different], dtype=np.float64).reshape(-1, len(FIELDS))[places]

@@ -22,7 +22,7 @@ from .env import SUITES, draw_training_population, observe, open_episodes, play_
 from .jobs import Job, run_jobs
 from .market import ROUNDS, WARM_UP, simulate
 from .results import install_hint, read_result
-from .schema import DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism, whole_number
+from .schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, Mechanism, whole_number
 
 # %% ../nbs/07_search.ipynb #score
 BLOCK = 2**32   # episode numbers of block b begin at b * BLOCK
@@ -53,11 +53,7 @@ def mutate(
     "A neighbour: one or two levers changed."
     fields = dict(mechanism)
     for name in rng.choice(FIELDS, rng.integers(1, 3), replace=False).tolist():
-        choices = DOMAIN[name]
-        if isinstance(choices, tuple):
-            fields[name] = choices[rng.choice([i for i, c in enumerate(choices) if c != fields[name]])]
-        elif rng.random() < 0.2: fields[name] = 0.0
-        else: fields[name] = round(float(np.clip(fields[name] + rng.normal(0, 0.15 * choices), 0, choices)), 2)
+        fields[name] = LEVERS[name].change(fields[name], rng)
     return Mechanism(**fields)
 
 # %% ../nbs/07_search.ipynb #climb
@@ -397,8 +393,7 @@ def _optuna():
 
 def _suggest(trial) -> Mechanism:
     "The mechanism that an optuna trial asks for, amounts to two decimals."
-    return Mechanism(**{name: round(trial.suggest_float(name, 0, domain, step=0.01), 2) if isinstance(domain, float)
-                        else trial.suggest_categorical(name, domain) for name, domain in DOMAIN.items()})
+    return Mechanism(**{name: lever.suggest(trial) for name, lever in LEVERS.items()})
 
 
 def optimise_fixed(

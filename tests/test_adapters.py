@@ -18,7 +18,7 @@ from daedalus.bidders import Population
 from daedalus.env import FEATURES, DaedalusEnv, EpisodeError, gym_env
 from daedalus.results import install_hint
 from daedalus.schema import (
-    AUCTION_TYPES, COALITION_POLICIES, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism, MechanismError)
+    AUCTION_TYPES, COALITION_POLICIES, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism, MechanismError)
 
 POPULATIONS = [Population.stage(0), Population.stage(4), Population(truthful=2, shader=1, n_items=3)]
 LARGE = 10_000  # lots, where a mean is compared with theory
@@ -44,15 +44,15 @@ def test_the_ends_and_the_middle_by_hand():
 
 @pytest.mark.parametrize("at", range(len(FIELDS)))
 def test_each_choice_has_an_equal_share_of_its_lever(at):
-    found, domain = [], DOMAIN[FIELDS[at]]
+    found, lever = [], LEVERS[FIELDS[at]]
     for x in np.linspace(-1, 1, 1201)[:-1] + 1 / 1200:
         vector = np.zeros(11)
         vector[at] = x
         found.append(mechanism_of_vector(vector).to_array()[at])
-    if isinstance(domain, float):
-        assert np.diff(found) == pytest.approx(domain / 1200)
+    if isinstance(lever, AmountLever):
+        assert np.diff(found) == pytest.approx(lever.top / 1200)
     else:
-        assert np.bincount(np.array(found, int)).tolist() == [1200 // len(domain)] * len(domain)
+        assert np.bincount(np.array(found, int)).tolist() == [1200 // len(lever.settings)] * len(lever.settings)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(10), np.zeros((1, 11)), 0.5, np.full(11, np.nan), np.full(11, 1.01)])
@@ -345,10 +345,11 @@ def test_the_tool_is_described_as_the_schema_is():
     assert tuple(parameters) == FIELDS
     assert parameters["auction_type"]["enum"] == list(AUCTION_TYPES)
     assert parameters["coalition_policy"]["enum"] == list(COALITION_POLICIES)
-    for name, domain in DOMAIN.items():
-        kind = "number" if isinstance(domain, float) else "boolean" if domain == (False, True) else "string"
+    for name, lever in LEVERS.items():
+        amount = isinstance(lever, AmountLever)
+        kind = "number" if amount else "boolean" if lever.settings == (False, True) else "string"
         assert parameters[name]["type"] == kind
-        assert not isinstance(domain, float) or f"0 to {domain:g}." in parameters[name]["description"]
+        assert not amount or f"0 to {lever.top:g}." in parameters[name]["description"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from daedalus.designers import (
 from daedalus.env import (
     FEATURES, DaedalusEnv, draw_training_population, features, observe, open_episodes, play_step, suite)
 from daedalus.market import SCORES, simulate
-from daedalus.schema import DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, Mechanism, Observation, RecentOutcome
+from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism, Observation, RecentOutcome
 
 STAGES = suite("stages")
 MIXED = STAGES + suite("open")
@@ -131,12 +131,12 @@ def test_random_draws_are_reproducible_and_differ_by_seed_episode_and_population
 def test_random_draws_cover_the_space():
     episodes = open_episodes(STAGES[2], [(0, i) for i in range(1000)])
     mechanisms = RandomDesigner().design_batch(observe(episodes))
-    for name, domain in DOMAIN.items():
+    for name, lever in LEVERS.items():
         values = [getattr(mechanism, name) for mechanism in mechanisms]
-        if isinstance(domain, float):
-            counts = np.histogram(values, bins=4, range=(0, domain))[0]
+        if isinstance(lever, AmountLever):
+            counts = np.histogram(values, bins=4, range=(0, lever.top))[0]
         else:
-            counts = np.array([values.count(choice) for choice in domain])
+            counts = np.array([values.count(choice) for choice in lever.settings])
         expected = 1000 / len(counts)
         assert abs(counts - expected).max() < 4.5 * np.sqrt(expected), name
 

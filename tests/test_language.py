@@ -33,7 +33,7 @@ from daedalus.language import (
     small_model,
     small_tokenizer,
 )
-from daedalus.schema import DEFAULT_MECHANISM, DOMAIN, INFORMED_GREEDY, SYSTEM_PROMPT, Mechanism, MechanismError, Observation
+from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, SYSTEM_PROMPT, Mechanism, MechanismError, Observation
 
 TOKENIZER = small_tokenizer()
 CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -287,7 +287,7 @@ def test_untrained_models_reply_with_mechanisms_under_the_constraint(any_model, 
 
 def test_the_constraint_leaves_the_model_its_own_tokens():
     matcher, upper = mechanism_matcher(TOKENIZER), Mechanism(**{
-        name: domain if isinstance(domain, float) else domain[-1] for name, domain in DOMAIN.items()})
+        name: lever.settings[-1] for name, lever in LEVERS.items()})
     for mechanism in [upper, DEFAULT_MECHANISM, *map(Mechanism.random, range(20))]:
         copy = matcher.deep_copy()
         for token in TOKENIZER(mechanism.to_text() + "<|end|>")["input_ids"]:

@@ -21,12 +21,13 @@ from daedalus.market import (
     BID, KEEP, LOTS, METRICS, OUT, ROUNDS, SCORES, SIGNALS, MarketState, advance, new_market, open_market, simulate, step)
 from daedalus.noise import fill_uniforms
 from daedalus.rewards import fairness, stability
-from daedalus.schema import AUCTION_TYPES, DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism
+from daedalus.schema import AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism
 from daedalus.screens import suppression
 from daedalus.watch import watch
 
-mechanisms = st.builds(Mechanism, **{name: st.floats(0, domain) if isinstance(domain, float) else st.sampled_from(domain)
-                                     for name, domain in DOMAIN.items()})
+mechanisms = st.builds(Mechanism, **{
+    name: st.floats(0, lever.top) if isinstance(lever, AmountLever) else st.sampled_from(lever.settings)
+    for name, lever in LEVERS.items()})
 share = st.floats(0, 1)
 
 
@@ -414,8 +415,8 @@ BASE = Mechanism(reserve_price=0.4, collusion_penalty=1.0, coalition_policy="pen
 
 @pytest.mark.parametrize("lever", FIELDS)
 def test_every_lever_changes_what_bidders_do_or_get(lever):
-    domain = DOMAIN[lever]
-    settings_ = (0.0, domain / 2, domain) if isinstance(domain, float) else domain
+    every, top = LEVERS[lever].settings, LEVERS[lever].top
+    settings_ = (0.0, top / 2, top) if isinstance(LEVERS[lever], AmountLever) else every
     rewards = [simulate(BASE.replace(**{lever: setting}), CROWD, range(50), steps=2).reward for setting in settings_]
     assert all(not np.array_equal(a, b) for i, a in enumerate(rewards) for b in rewards[:i])
 

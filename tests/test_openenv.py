@@ -15,7 +15,7 @@ from daedalus.market import SIGNALS, simulate
 from daedalus.openenv import (
     LARGEST_SEED, MOST_STEPS, DaedalusAction, DaedalusEnvClient, DaedalusOpenEnv, ProductRubric, ResetOptions,
     ScoreRubric, composite_rubric, mechanism_of)
-from daedalus.schema import DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism
+from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism
 
 SCORES = ("welfare", "fairness", "participation", "stability")
 seeds = st.integers(0, 2**32)
@@ -97,9 +97,8 @@ def test_an_action_has_the_fields_and_the_defaults_of_a_mechanism():
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_an_action_refuses_what_a_mechanism_refuses(name):
-    domain = DOMAIN[name]
-    amounts = isinstance(domain, float)
-    for value in [-0.1, domain + 0.1, float("nan"), float("inf"), "0.1", True] if amounts else [0, "x", None]:
+    amounts = isinstance(LEVERS[name], AmountLever)
+    for value in [-0.1, LEVERS[name].top + 0.1, float("nan"), float("inf"), "0.1", True] if amounts else [0, "x", None]:
         with pytest.raises(ValueError, match=name):
             DaedalusAction(**{name: value})
         with pytest.raises(ValueError, match=name):

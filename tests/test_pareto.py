@@ -11,7 +11,7 @@ from daedalus.market import simulate
 from daedalus.pareto import (
     AMOUNTS, CHOICES, METHODS, OBJECTIVES, Trials, along, best_found, combinations, find_front, front_found,
     hypervolume, measure, nondominated)
-from daedalus.schema import DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, Mechanism
+from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, Mechanism
 from daedalus.search import BLOCK, EPISODE
 
 STAGE = [Population.stage(4)]
@@ -110,7 +110,7 @@ def test_every_combination_is_there_once():
     known = {tuple(each.items()) for each in combinations()}
     assert len(known) == 3 * 2 ** 5 * 4 and set(AMOUNTS) | set(CHOICES) == set(FIELDS)
     assert len(combinations({"auction_type": "vcg"})) == 128
-    assert len(combinations({name: DOMAIN[name][0] for name in CHOICES})) == 1
+    assert len(combinations({name: LEVERS[name].settings[0] for name in CHOICES})) == 1
 
 
 @pytest.mark.parametrize("method", ["CMA-ES", "climb"])

@@ -11,18 +11,18 @@ from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 
 from daedalus.schema import (
-    AUCTION_TYPES, COALITION_POLICIES, DEFAULT_MECHANISM, DOMAIN, FIELDS, INFORMED_GREEDY, MAX_PENALTY, MAX_RESERVE,
-    Mechanism, MechanismError, Observation, Outcome, RecentOutcome, mechanisms_to_array)
+    AUCTION_TYPES, COALITION_POLICIES, DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, MAX_PENALTY, MAX_RESERVE,
+    AmountLever, Mechanism, MechanismError, Observation, Outcome, RecentOutcome, mechanisms_to_array)
 
 settings.register_profile('untimed', deadline=None)
 settings.load_profile('untimed')
 
-AMOUNTS = [name for name, domain in DOMAIN.items() if isinstance(domain, float)]
-SWITCHES = [name for name, domain in DOMAIN.items() if domain == (False, True)]
+AMOUNTS = [name for name, lever in LEVERS.items() if isinstance(lever, AmountLever)]
+SWITCHES = [name for name, lever in LEVERS.items() if lever.settings == (False, True)]
 CHOICES = [name for name in FIELDS if name not in AMOUNTS + SWITCHES]
 
-values = {name: st.floats(0, domain) if isinstance(domain, float) else st.sampled_from(domain)
-          for name, domain in DOMAIN.items()}
+values = {name: st.floats(0, lever.top) if isinstance(lever, AmountLever) else st.sampled_from(lever.settings)
+          for name, lever in LEVERS.items()}
 mechanisms = st.builds(Mechanism, **values)
 any_text = st.text(st.characters())          # with lone surrogates and control characters
 json_bits = st.lists(st.sampled_from(
@@ -65,8 +65,9 @@ def unread(reply):
 def test_published_fields_in_published_order():
     assert FIELDS == tuple(json.loads(CARD_SECTION_1))
     assert tuple(json.loads(DEFAULT_MECHANISM.to_json())) == FIELDS
-    assert DOMAIN['auction_type'] == AUCTION_TYPES and DOMAIN['coalition_policy'] == COALITION_POLICIES
-    assert [DOMAIN[name] for name in AMOUNTS] == [MAX_RESERVE] + 3 * [MAX_PENALTY] == [0.9, 3, 3, 3]
+    assert LEVERS['auction_type'].settings == AUCTION_TYPES
+    assert LEVERS['coalition_policy'].settings == COALITION_POLICIES
+    assert [LEVERS[name].top for name in AMOUNTS] == [MAX_RESERVE] + 3 * [MAX_PENALTY] == [0.9, 3, 3, 3]
 
 
 def test_default_is_the_market_before_anybody_intervenes():
@@ -83,17 +84,17 @@ def test_both_published_replies_are_the_informed_greedy_mechanism(published):
 
 @given(st.sampled_from(AMOUNTS), st.floats() | st.integers())
 def test_amounts_are_accepted_exactly_within_their_range(name, x):
-    if 0 <= x <= DOMAIN[name]:
+    if 0 <= x <= LEVERS[name].top:
         assert getattr(Mechanism(**{name: x}), name) == x
     else:
         sentence = refused(**{name: x})
-        assert sentence.startswith(f'{name} must be a number from 0 to {DOMAIN[name]:g}, not ') and '\n' not in sentence
+        assert sentence.startswith(f'{name} must be a number from 0 to {LEVERS[name].top:g}, not ') and '\n' not in sentence
 
 
 @given(st.sampled_from(CHOICES), st.text() | st.integers() | st.none() | st.lists(st.text()))
 def test_choices_are_accepted_exactly_from_their_list(name, choice):
-    if choice not in DOMAIN[name]:
-        assert refused(**{name: choice}).startswith(f"{name} must be one of {', '.join(DOMAIN[name])}, not ")
+    if choice not in LEVERS[name].settings:
+        assert refused(**{name: choice}).startswith(f"{name} must be one of {', '.join(LEVERS[name].settings)}, not ")
 
 
 @pytest.mark.parametrize('name', SWITCHES)
@@ -177,7 +178,7 @@ def test_array_round_trip_is_exact(m):
     assert row.shape == (11,) and row.dtype == np.float64
     assert Mechanism.from_array(row) == m
     for x, name in zip(row, FIELDS):
-        assert x == (DOMAIN[name].index(getattr(m, name)) if name not in AMOUNTS else getattr(m, name))
+        assert x == (LEVERS[name].settings.index(getattr(m, name)) if name not in AMOUNTS else getattr(m, name))
 
 
 @given(st.lists(mechanisms, max_size=4))
@@ -225,9 +226,9 @@ def test_json_schema_states_ranges_and_choices():
     for name in FIELDS:
         spec = schema['properties'][name]
         if name in AMOUNTS:
-            assert (spec['type'], spec['minimum'], spec['maximum']) == ('number', 0, DOMAIN[name])
+            assert (spec['type'], spec['minimum'], spec['maximum']) == ('number', 0, LEVERS[name].top)
         elif name in CHOICES:
-            assert tuple(spec['enum']) == DOMAIN[name]
+            assert tuple(spec['enum']) == LEVERS[name].settings
         else:
             assert spec['type'] == 'boolean'
 
@@ -237,14 +238,14 @@ def test_json_schema_states_ranges_and_choices():
 def test_random_is_uniform_over_the_domain_and_short():
     n, rng = 4000, np.random.default_rng(1)
     draws = [Mechanism.random(rng) for _ in range(n)]
-    for name, domain in DOMAIN.items():
+    for name, lever in LEVERS.items():
         x = [getattr(m, name) for m in draws]
         if name in AMOUNTS:
-            assert min(x) < 0.01 * domain and max(x) > 0.99 * domain and all(round(v, 2) == v for v in x)
-            assert abs(np.mean(x) / domain - 1 / 2) < 4 * np.sqrt(1 / 12 / n)
+            assert min(x) < 0.01 * lever.top and max(x) > 0.99 * lever.top and all(round(v, 2) == v for v in x)
+            assert abs(np.mean(x) / lever.top - 1 / 2) < 4 * np.sqrt(1 / 12 / n)
         else:
-            p = 1 / len(domain)
-            assert all(abs(x.count(choice) / n - p) < 4 * np.sqrt(p * (1 - p) / n) for choice in domain)
+            p = 1 / len(lever.settings)
+            assert all(abs(x.count(choice) / n - p) < 4 * np.sqrt(p * (1 - p) / n) for choice in lever.settings)
 
 
 def test_random_depends_on_the_generator_only():

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from daedalus.designers import RandomDesigner, play
 from daedalus.env import suite
 from daedalus.language import LanguageDesigner, chat_text, small_model, small_tokenizer
-from daedalus.schema import DOMAIN, SYSTEM_PROMPT, Mechanism, Observation
+from daedalus.schema import LEVERS, SYSTEM_PROMPT, AmountLever, Mechanism, Observation
 from daedalus.sft import FineTuneSettings, dataset_card, design_pairs, fine_tune, valid_share
 
 TOKENIZER = small_tokenizer()
@@ -59,15 +59,15 @@ def test_prompts_come_from_every_step_and_of_both_kinds(rows):
 
 
 def test_replies_are_uniform_over_the_schema(rows):
-    for name, domain in DOMAIN.items():
+    for name, lever in LEVERS.items():
         values = [getattr(mechanism, name) for mechanism in replies(rows)]
-        if isinstance(domain, float):
-            assert abs(np.mean(values) - domain / 2) < 4 * domain / math.sqrt(12 * len(values))
-            assert (min(values), max(values)) == (0, domain)
+        if isinstance(lever, AmountLever):
+            assert abs(np.mean(values) - lever.top / 2) < 4 * lever.top / math.sqrt(12 * len(values))
+            assert (min(values), max(values)) == (0, lever.top)
         else:
-            share = 1 / len(domain)
+            share = 1 / len(lever.settings)
             assert all(abs(values.count(choice) / len(values) - share) < 4 * math.sqrt(share / len(values))
-                       for choice in domain)
+                       for choice in lever.settings)
 
 
 def test_replies_do_not_depend_on_the_prompt(rows):
@@ -75,7 +75,7 @@ def test_replies_do_not_depend_on_the_prompt(rows):
     seen = [(Mechanism.from_text(prompt.split("last_mechanism: ")[1]), reply) for prompt, reply in full
             if "last_mechanism: " in prompt]
     arrays = np.array([[m.to_array() for m in pair] for pair in seen])
-    correlation = np.corrcoef(arrays[:, 0].T, arrays[:, 1].T)[:len(DOMAIN), len(DOMAIN):]
+    correlation = np.corrcoef(arrays[:, 0].T, arrays[:, 1].T)[:len(LEVERS), len(LEVERS):]
     assert np.abs(correlation).max() < 4.5 / math.sqrt(len(seen))
 
 
