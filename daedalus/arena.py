@@ -53,8 +53,8 @@ def _trouble(
 ) -> str:
     """Why a designer gave no mechanism, in one sentence."""
     words = str(error).strip().splitlines()
-    told = isinstance(error, (ValueError, TimeoutError)) and words
-    return f"{name} gave no mechanism: {words[0][:300] if told else type(error).__name__}. The next step asks it again."
+    readable = isinstance(error, (ValueError, TimeoutError)) and words
+    return f"{name} gave no mechanism: {words[0][:300] if readable else type(error).__name__}. The next step asks it again."
 
 # %% ../nbs/12_arena.ipynb #side
 @dataclass(frozen=True, eq=False)

@@ -483,8 +483,8 @@ def _walk(
         try:
             walk.played.append(ask(player, episodes))
         except Exception as error:
-            told = error if type(error) is ValueError else f"it raises {type(error).__name__}: {error}"
-            raise ValueError(f"step {len(walk.before)}: {told}") from error
+            reason = error if type(error) is ValueError else f"it raises {type(error).__name__}: {error}"
+            raise ValueError(f"step {len(walk.before)}: {reason}") from error
         episodes = play_step(episodes, walk.played[-1])
     return walk
 

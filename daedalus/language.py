@@ -207,7 +207,7 @@ def small_model(
     width: int = 128,  # numbers that stand for a token, a multiple of 2 * heads
     heads: int = 4,  # attention heads in a layer, even
     seed: int = 0,  # draws the weights
-) -> "PreTrainedModel":  # float32, on the processor
+) -> "PreTrainedModel":  # float32, on the CPU
     """A small network with random weights: same seed, same bits."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -342,10 +342,10 @@ class Samples(NamedTuple):
     """Replies to some prompts, several to each."""
 
     texts: list[list[str]]  # [prompts][samples], without special tokens
-    tokens: "torch.Tensor"  # int64 [prompts, samples, longest], padded on the right, on the processor
+    tokens: "torch.Tensor"  # int64 [prompts, samples, longest], padded on the right, on the CPU
 
 
-def _room(
+def _longest(
     tokenizer: "PreTrainedTokenizerBase",
     constraint: "LLMatcher | None",
 ) -> int:
@@ -408,7 +408,7 @@ def sample_replies(
     samples: int = 1,  # replies to each prompt, at least 1
     temperature: float = 1.0,  # 0: the most likely token each time
     longest: int | None = None,  # tokens of a reply at most; None: room enough for a mechanism
-    generator: "torch.Generator | None" = None,  # on the processor; None: torch's own
+    generator: "torch.Generator | None" = None,  # on the CPU; None: torch's own
     constraint: "LLMatcher | None" = None,  # as `mechanism_matcher` makes it; None: any text
 ) -> Samples:
     """Replies of any causal language model to any number of prompts.
@@ -417,7 +417,7 @@ def sample_replies(
     """
     import torch
 
-    longest = _room(tokenizer, constraint) if longest is None else whole_number(longest, "longest")
+    longest = _longest(tokenizer, constraint) if longest is None else whole_number(longest, "longest")
     shape = len(prompts), whole_number(samples, "samples"), longest
     uniforms = torch.rand(shape, generator=generator) if temperature else torch.zeros(shape)
     return _write_all(model, tokenizer, prompts, uniforms, temperature, constraint)
@@ -508,7 +508,7 @@ class LocalModel(ChatModel):
 
         prompts = [chat_text(self.tokenizer, chat) for chat in chats]
         constraint = self._matcher if self.constrained else None
-        uniforms = torch.zeros(len(prompts), 1, _room(self.tokenizer, constraint))
+        uniforms = torch.zeros(len(prompts), 1, _longest(self.tokenizer, constraint))
         if self.temperature:
             for row, prompt in zip(uniforms, prompts):
                 row[0] = torch.from_numpy(_uniforms(prompt, self.seed, uniforms.shape[-1]))
@@ -618,7 +618,7 @@ class LanguageDesigner(ChatDesigner):
         path_or_repo: str | Path | None = None,  # a folder or a hub id; None: the trained designer that comes along
         **options,  # `constrained`, `temperature`, `seed`, `complete`, `invalid_reply`
     ) -> "LanguageDesigner":
-        """The designer from a saved model: bfloat16 on a graphics card, float32 on the processor.
+        """The designer from a saved model: bfloat16 on a graphics card, float32 on the CPU.
 
         Raises ValueError for a folder that cannot be loaded and for a hub id that cannot be downloaded.
         """

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CODES', 'TURN', 'SHARED', 'Name', 'Token', 'router', 'DEFAULT_RESET', 'KEPT', 'CONTRACT', 'ARENA_PATHS', 'error_text',
            'read_frame', 'answer', 'Gone', 'socket', 'ResetRequest', 'StepRequest', 'CloseRequest', 'DesignRequest',
-           'SessionReply', 'DesignReply', 'DeskStatus', 'Health', 'reset', 'step', 'close', 'state', 'while_there',
-           'design', 'designer_status', 'health', 'metrics', 'BatchReply', 'simulate', 'create_app', 'DeskDesigner',
+           'SessionReply', 'DesignReply', 'DesignerStatus', 'Health', 'reset', 'step', 'close', 'state', 'while_there',
+           'design', 'designer_status', 'health', 'metrics', 'BatchReply', 'simulate', 'create_app', 'QueuedDesigner',
            'arena_designers', 'serve', 'HEADERS', 'UVICORN']
 
 # %% ../nbs/12_serve.ipynb #imports
@@ -42,7 +42,7 @@ from .openenv import DaedalusAction, DaedalusObservation, DaedalusOpenEnv, Daeda
 from .pages import figures, pages
 from .schema import (
     FIELDS, INFORMED_GREEDY, Mechanism, MechanismError, Number, Observation, RecentOutcome, Record, whole_in_json)
-from .sessions import LIMITS, Batch, Desk, Limits, Place, Places, ServiceError, Sessions, play_batch
+from .sessions import LIMITS, Batch, DesignerQueue, Limits, Place, Places, ServiceError, Sessions, play_batch
 from .specs import designer
 
 _all_ = ["HEADERS", "UVICORN"]  # also to be had from here
@@ -274,12 +274,12 @@ class DesignReply(BaseModel):
     note: str | None = Field(description="why somebody else stands in for the trained designer")
 
 
-class DeskStatus(BaseModel):
+class DesignerStatus(BaseModel):
     """How the designer is doing."""
 
     designer: str = Field(description="who answers")
     loaded: bool
-    waiting: int = Field(description="requests at the desk")
+    waiting: int = Field(description="requests that wait")
     answered: int = Field(description="requests so far")
     invalid: int = Field(description="the language model's replies without a valid mechanism, so far")
     partial: int = Field(description="its valid replies that left fields at their defaults, so far")
@@ -353,16 +353,16 @@ async def while_there(
 @router.post("/api/design", responses=refusals(400, 403, 413, 503), tags=["Designer"])
 async def design(request: Request, asked: DesignRequest) -> DesignReply:
     """Ask the designer for a mechanism."""
-    desk = request.app.state.desk
-    mechanism = await while_there(request, desk.design(asked.observation()))
+    queue = request.app.state.designer_queue
+    mechanism = await while_there(request, queue.design(asked.observation()))
     unnamed = [name for name in FIELDS if name not in mechanism.model_fields_set]
-    return DesignReply(mechanism=mechanism, unnamed=unnamed, designer=desk.name, note=desk.note)
+    return DesignReply(mechanism=mechanism, unnamed=unnamed, designer=queue.name, note=queue.note)
 
 
 @router.get("/api/designer/status", tags=["Designer"])
-async def designer_status(request: Request) -> DeskStatus:
+async def designer_status(request: Request) -> DesignerStatus:
     """How the designer is doing."""
-    return DeskStatus(**request.app.state.desk.status())
+    return DesignerStatus(**request.app.state.designer_queue.status())
 
 
 @router.get("/health", tags=["Health"])
@@ -387,8 +387,8 @@ class BatchReply(BaseModel):
 
 def _scored(batch: Batch, packed: bool) -> bytes:
     """The answer to a batch, as it goes over the wire."""
-    told = orjson.dumps({"scores": play_batch(batch)})
-    return gzip.compress(told, compresslevel=1) if packed else told
+    body = orjson.dumps({"scores": play_batch(batch)})
+    return gzip.compress(body, compresslevel=1) if packed else body
 
 
 async def simulate(request: Request, batch: Batch) -> Response:
@@ -399,10 +399,10 @@ async def simulate(request: Request, batch: Batch) -> Response:
     here.batches += 1
     try:
         work = asyncio.get_running_loop().run_in_executor(here.player, _scored, batch, packed)
-        told = await while_there(request, work)
+        body = await while_there(request, work)
     finally:
         here.batches -= 1
-    return Response(told, media_type="application/json",
+    return Response(body, media_type="application/json",
                     headers={"Vary": "Accept-Encoding"} | ({"Content-Encoding": "gzip"} if packed else {}))
 
 # %% ../nbs/12_serve.ipynb #openenv-routes
@@ -469,12 +469,12 @@ def _furnish(
 ) -> None:
     """What the service keeps while it runs."""
     here.limits, here.sessions, here.sockets = limits, Sessions(limits), Places(limits)
-    here.desk = Desk(load, limits, name)
+    here.designer_queue = DesignerQueue(load, limits, name)
     here.player, here.batches = ThreadPoolExecutor(1, "batches"), 0
     here.figures, here.metrics = figures(), Metrics()
     here.metrics.watch("http_sessions", "Episodes over plain requests", lambda: len(here.sessions))
     here.metrics.watch("socket_sessions", "Episodes over sockets", lambda: len(here.sockets))
-    here.metrics.watch("designer_waiting", "Requests at the designer's desk", lambda: here.desk.waiting)
+    here.metrics.watch("designer_waiting", "Requests that wait for the designer", lambda: here.designer_queue.waiting)
     here.metrics.watch("batches_waiting", "Batches that are played or wait", lambda: here.batches)
 
 
@@ -511,21 +511,21 @@ def create_app(
 
 # %% ../nbs/12_serve.ipynb #arena
 @dataclass(frozen=True)
-class DeskDesigner(BatchDesigner):
-    """Whoever sits at the desk, asked by the arena's visitors."""
+class QueuedDesigner(BatchDesigner):
+    """Whoever answers the queue, asked by the arena's visitors."""
 
-    desk: Desk
+    queue: DesignerQueue
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
-        return self.desk.ask(observations)
+        return self.queue.ask(observations)
 
 
 def arena_designers(
-    desk: Desk,
+    queue: DesignerQueue,
 ) -> dict[str, Player]:
     """The designers that the arena offers, by name."""
-    others = {name: designer(name) for name in ("informed-greedy", "best fixed", "random") if name != desk.loaded_name}
-    return {desk.loaded_name: DeskDesigner(desk), **others}
+    others = {name: designer(name) for name in ("informed-greedy", "best fixed", "random") if name != queue.loaded_name}
+    return {queue.loaded_name: QueuedDesigner(queue), **others}
 
 
 ARENA_PATHS = (r"/(config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(assets|static|svelte)/.+"
@@ -539,7 +539,7 @@ def _add_arena(
     from daedalus.arena import mount_arena, project_links
 
     links = project_links() | {"the figures": "plots/"}
-    mount_arena(app, arena_designers(app.state.desk), links=links)
+    mount_arena(app, arena_designers(app.state.designer_queue), links=links)
     for route in app.router.routes:
         if isinstance(route, Mount):
             route.app = Only(route.app, ARENA_PATHS)

@@ -22,7 +22,7 @@ from .schema import Mechanism
 from .search import best_fixed, oracle
 
 # %% ../nbs/10_specs.ipynb #oracle
-def _crowd(
+def _population_key(
     market: MarketState,
     at: int,  # which of the batch
 ) -> tuple:
@@ -37,7 +37,7 @@ def _answers() -> dict[tuple, Mechanism]:
     found: dict[tuple, Mechanism] = {}
     for name in SUITES:
         market = new_market(suite(name), 0)
-        found |= {_crowd(market, at): mechanism for at, mechanism in enumerate(oracle(name))}
+        found |= {_population_key(market, at): mechanism for at, mechanism in enumerate(oracle(name))}
     return found
 
 
@@ -46,12 +46,12 @@ class Oracle:
     """Plays the best mechanism known for each population of the suites; ValueError for any other population."""
 
     def on(self, episodes: Episodes) -> list[Mechanism]:
-        crowds = [_crowd(episodes.market, at) for at in range(len(episodes.mechanisms))]
-        strange = [at for at, crowd in enumerate(crowds) if crowd not in _answers()]
+        keys = [_population_key(episodes.market, at) for at in range(len(episodes.mechanisms))]
+        strange = [at for at, key in enumerate(keys) if key not in _answers()]
         if strange:
             raise ValueError(f"the oracle knows the populations of the suites {' and '.join(SUITES)} only, "
                              f"not that of episode {strange[0]}")
-        return [_answers()[crowd] for crowd in crowds]
+        return [_answers()[key] for key in keys]
 
 # %% ../nbs/10_specs.ipynb #named
 NAMED: dict[str, Callable[[], Any]] = {

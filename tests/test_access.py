@@ -300,7 +300,7 @@ def test_those_who_wait_are_answered_together_and_those_who_left_are_not():
 
     with serving(Limits(patience=PATIENCE), lambda: Counting(INFORMED_GREEDY)) as server, contextlib.ExitStack() as stack:
         def waiting(count: int) -> None:
-            """Wait until so many are at the desk."""
+            """Wait until so many wait."""
             until(lambda: server.http.get("/api/designer/status").json()["waiting"] == count, f"{count} never waited")
 
         def ask() -> socket.socket:

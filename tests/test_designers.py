@@ -397,7 +397,7 @@ def test_every_kind_of_designer_plays_in_the_arena(player):
 
 @pytest.mark.parametrize("player", [a_function, InBatches(), Remembering()])
 def test_every_kind_of_designer_walks_is_shown_less_and_is_asked_by_a_service(player):
-    from daedalus.sessions import Desk, Limits
+    from daedalus.sessions import DesignerQueue, Limits
     from daedalus.states import visits
     from daedalus.train import AsPublished, AskedOnce
 
@@ -407,7 +407,7 @@ def test_every_kind_of_designer_walks_is_shown_less_and_is_asked_by_a_service(pl
     for shown in (AsPublished, AskedOnce):
         assert play(shown(player), STAGES, 0, steps=3).equals(play(shown(a_function), STAGES, 0, steps=3))
     seen = observe(open_episodes(STAGES, 0))
-    assert Desk(lambda: player, Limits()).ask(seen) == [DEFAULT_MECHANISM] * len(STAGES)
+    assert DesignerQueue(lambda: player, Limits()).ask(seen) == [DEFAULT_MECHANISM] * len(STAGES)
     library, two = [DEFAULT_MECHANISM, INFORMED_GREEDY], STAGES[:2]
     for guided, known in zip(*(explore(library, two, 0, 0, steps=3, horizon=1, guide=who) for who in (player, a_function))):
         assert np.array_equal(guided, known)

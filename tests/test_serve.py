@@ -713,7 +713,7 @@ class Blocked:
 
 @contextlib.contextmanager
 def two_ask(server: Server, designer: Blocked) -> Iterator[list]:
-    """Two requests are at the desk, and the designer thinks; afterwards, their answers are in the list."""
+    """Two requests wait, and the designer thinks; afterwards, their answers are in the list."""
     answers = []
 
     def ask() -> None:
@@ -735,7 +735,7 @@ def test_a_slow_designer_holds_up_nobody_else():
     designer = Blocked()
     with serving(Limits(patience=PATIENCE, waiting=1), lambda: designer) as server, two_ask(server, designer) as answers:
         crowded = server.http.post("/api/design", json={})
-        assert (crowded.status_code, sentences(crowded)) == (503, "2 requests are at the designer's desk")
+        assert (crowded.status_code, sentences(crowded)) == (503, "2 requests wait for the designer")
         for _ in range(15):
             server.health()
         with server.open() as sock:

@@ -173,7 +173,7 @@ def test_a_service_says_who_answers():
     with TestClient(service, base_url="http://localhost") as client:
         answer = client.post("/api/design", json={}).json()
     assert (answer["designer"], answer["mechanism"]) == ("default", dict(dd.DEFAULT_MECHANISM))
-    offered = arena_designers(service.state.desk)
+    offered = arena_designers(service.state.designer_queue)
     assert list(offered) == ["default", "informed-greedy", "best fixed", "random"]
     twin = create_app(load=lambda: designer("random"), page=False, name="random")
-    assert list(arena_designers(twin.state.desk)) == ["random", "informed-greedy", "best fixed"]
+    assert list(arena_designers(twin.state.designer_queue)) == ["random", "informed-greedy", "best fixed"]
