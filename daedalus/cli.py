@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import __version__
-from .results import PACKAGE, check_folder, check_output, install_hint, write_record, write_text
+from .results import PACKAGE, check_folder, check_output, install_hint, write_text
 
 if TYPE_CHECKING:
     from daedalus.export import HubJob
@@ -382,7 +382,7 @@ def rivals(
 @app.command()
 @says_what_is_wrong
 def search(
-    budget: Annotated[int, typer.Option(help="Mechanisms tried for each population, 1 or more.")] = 1000,
+    budget: Annotated[int, typer.Option(help="Mechanisms tried for each population, 1 or more.")] = 800,
     seed: Annotated[int, typer.Option(help="Seed of the search and of the markets, 0 or more.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes, 1 or more: the result is the same.")] = 1,
     cluster: Annotated[str | None, typer.Option(help="Dask scheduler to run on, such as tcp://host:8786.")] = None,
@@ -392,9 +392,9 @@ def search(
 ) -> int:
     """Search for the best mechanisms.
 
-    The best fixed mechanism of each suite and the best for each of its populations go to --output. The committed ones
-    stay as they are; with DAEDALUS_RESULTS_DIR=build/results the library reads yours. A search that was interrupted
-    goes on when the same command is given again.
+    The best fixed mechanism of each suite and the best for each of its populations go to --output, with a record of how
+    they were found. The committed ones stay as they are; with DAEDALUS_RESULTS_DIR=build/results the library reads yours.
+    A search that was interrupted goes on when the same command is given again.
     """
     for option, count, least in (("--budget", budget, 1), ("--seed", seed, 0), ("--workers", workers, 1)):
         if count < least:
@@ -404,7 +404,7 @@ def search(
     output.parent.mkdir(parents=True, exist_ok=True)
     check_output(output)
     from daedalus.jobs import JobError
-    from daedalus.search import search_suites
+    from daedalus.search import search_record, search_suites
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("daedalus.jobs").setLevel(logging.INFO)
@@ -413,7 +413,7 @@ def search(
     except JobError as error:
         typer.echo(f"daedalus: {error}; run the same command again to resume", err=True)
         return 1
-    write_record(output, found, {"budget": budget, "seed": seed})
+    write_text(output, json.dumps(search_record(found), indent=1) + "\n")
     typer.echo(f"written: {output}")
     return 0
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WATCHED', 'Finished', 'PATIENCE', 'ANSWER', 'Job', 'Done', 'JobError', 'episode_scores', 'package_version',
-           'code_hash', 'job_name', 'run_jobs', 'cost']
+           'code_hash', 'job_name', 'run_jobs', 'cost', 'made_by']
 
 # %% ../nbs/07_jobs.ipynb #imports
 import ast
@@ -16,7 +16,7 @@ import reprlib
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cache
@@ -28,7 +28,7 @@ import numpy as np
 
 from .bidders import Population
 from .market import SCORES, simulate
-from .results import PACKAGE, library_hash, modules_used, short_hash, versions, write_text
+from .results import PACKAGE, library_hash, modules_used, provenance, short_hash, versions, write_text
 from .runtime import use_threads
 from .schema import Mechanism, Record, whole_number
 
@@ -363,3 +363,12 @@ def _told(
     return (f"{took['jobs']:,} jobs ({took['kept']:,} kept from before), at most {took['rounds']:,} simulated rounds, "
             f"{took['seconds']:.1f} s of processor time: {took['seconds per job']:.3f} s and "
             f"{took['rounds per job']:,.0f} rounds each")
+
+# %% ../nbs/07_jobs.ipynb #made-by
+def made_by(
+    function: Callable,          # that made an artefact
+    params: Mapping[str, Any],   # its parameters, `seed` among them
+) -> dict[str, Any]:
+    "How an artefact was made: a hash of the code, versions of packages, and the provenance that results have."
+    return {"code": code_hash(function), "packages": {package: package_version(package) for package in WATCHED},
+            "provenance": provenance(params)}

@@ -324,7 +324,7 @@ def run_notebook(
     room = room or Room()
     check_parameters(path, params)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with room.place(path.stem, path.stem in alone()):
+    with room.place(path.stem, SIZES[profile] == "paper" and path.stem in alone()):
         return _execute(path, params, out, profile, room)
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from .critic import Critic
 from .designers import PUBLISHED_READINGS, READINGS, ContextualDesigner, FixedDesigner, Kernel, KernelRidge
 from .env import draw_training_population
-from .jobs import WATCHED, Job, code_hash, package_version, run_jobs
-from .results import data_dir, provenance, short_hash, write_text
+from .jobs import Job, made_by, run_jobs
+from .results import data_dir, short_hash, write_text
 from .schema import Mechanism
 from .search import bandit, optimise_fixed, try_library
 from .states import draw_population
@@ -156,9 +156,7 @@ def learn_rivals(
     seconds = {name: round(told.seconds, 1) for names, told in zip(LESSONS, done) for name in names[:1]}
     record = {"rivals": {name: {**rival._asdict(), "hash": short_hash((output / f"{name}.npz").read_bytes())}
                          for name, rival in RIVALS.items()},
-              "hash": files_hash(output), "seconds": seconds, "code": code_hash(learn),
-              "packages": {package: package_version(package) for package in WATCHED},
-              "provenance": provenance({"seed": seed})}
+              "hash": files_hash(output), "seconds": seconds, **made_by(learn, {"seed": seed})}
     write_text(output / "record.json", json.dumps(record, indent=1) + "\n")
     return record
 

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['BLOCK', 'EPISODE', 'ELITE', 'LITTER', 'FIRST_BLOCK', 'FIXED_BLOCK', 'CHOICE_BLOCK', 'LEAST_ROUNDS', 'Draw',
            'TEACHERS', 'FINALISTS', 'LIBRARY', 'HORIZON', 'LIBRARY_BLOCK', 'LESSON_BLOCK', 'SPELL_BLOCK', 'TRIAL_BLOCK',
-           'ENDING', 'WAVE', 'LANDMARKS', 'TRIALS', 'LAST', 'score', 'mutate', 'climb', 'choose', 'search_suites',
-           'climb_rounds', 'choice_rounds', 'best_fixed', 'oracle', 'block_keys', 'find_library', 'Examples',
-           'try_library', 'contextual', 'ThompsonSampler', 'rest_of_spell', 'bandit', 'optimise_fixed']
+           'ENDING', 'WAVE', 'LANDMARKS', 'TRIALS', 'LAST', 'score', 'mutate', 'climb', 'choose_each', 'choose',
+           'Search', 'everyone', 'search_suites', 'climb_rounds', 'choice_rounds', 'search_record', 'kept_search',
+           'part_again', 'best_fixed', 'oracle', 'block_keys', 'find_library', 'Examples', 'try_library', 'contextual',
+           'ThompsonSampler', 'rest_of_spell', 'bandit', 'optimise_fixed']
 
 # %% ../nbs/07_search.ipynb #imports
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +21,9 @@ from .bidders import Population
 from .critic import Critic
 from .designers import READINGS, ContextualDesigner, Kernel, KernelRidge, explore, holding_rewards, readings
 from .env import SUITES, draw_training_population, observe, open_episodes, play_step, suite
-from .jobs import Job, run_jobs
+from .jobs import Done, Job, made_by, run_jobs
 from .market import ROUNDS, WARM_UP, simulate
-from .results import install_hint, read_result
+from .results import data_dir, install_hint, read_result, short_hash
 from .schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, Mechanism, whole_number
 
 # %% ../nbs/07_search.ipynb #score
@@ -80,6 +82,23 @@ def climb(
         pool, tried = pool + [mutate(pool[i % len(pool)], rng) for i in range(children)], tried + children
 
 # %% ../nbs/07_search.ipynb #choose
+def choose_each(
+    groups: Sequence[Sequence[Mechanism]],
+    populations: Sequence[Population],
+    episodes: int, # of each population
+    seed: int,
+    block: int,
+) -> list[Mechanism]: # one for each group
+    "Of each group the mechanism with the highest mean reward over the populations; a first look halves the field twice."
+    pools = [list(dict.fromkeys(group)) for group in groups]
+    for look, share in enumerate((4, 2, 1)):
+        played = list(dict.fromkeys(mechanism for pool in pools for mechanism in pool))
+        mean = score(played, populations, max(1, episodes // share), seed, block + look).mean((1, 2))
+        earned = dict(zip(played, mean))
+        pools = [sorted(pool, key=earned.__getitem__, reverse=True)[:max(1, len(pool) // 4)] for pool in pools]
+    return [pool[0] for pool in pools]
+
+
 def choose(
     mechanisms: Sequence[Mechanism],
     populations: Sequence[Population],
@@ -87,39 +106,71 @@ def choose(
     seed: int,
     block: int,
 ) -> Mechanism:
-    "The mechanism with the highest mean reward over the populations; a first look halves the field twice."
-    pool = list(dict.fromkeys(mechanisms))
-    for look, share in enumerate((4, 2, 1)):
-        mean = score(pool, populations, max(1, episodes // share), seed, block + look).mean((1, 2))
-        pool = [pool[i] for i in np.argsort(-mean, kind="stable")[:max(1, len(pool) // 4)]]
-    return pool[0]
+    "The mechanism that is best for the populations, as `choose_each` does it."
+    return choose_each([mechanisms], populations, episodes, seed, block)[0]
 
 # %% ../nbs/07_search.ipynb #search-suites
 FIRST_BLOCK, FIXED_BLOCK, CHOICE_BLOCK = 1, 10_001, 20_001   # blocks of the climbs, and of the final comparisons
 
 
+class Search(NamedTuple):
+    "What a search for both yardsticks found."
+    suites: dict              # by suite: the best fixed mechanism and the oracle's, as dicts
+    elites: list[list[dict]]  # of each population of `everyone`: what `climb` found, best first
+    params: dict[str, int]    # of `search_suites`, those that count
+    seconds: dict[str, float] # of CPU time, by part
+
+
+def everyone() -> list[Population]:
+    "The populations of all suites, each once."
+    return list(dict.fromkeys(p for name in SUITES for p in suite(name)))
+
+
 def search_suites(
-    budget: int = 1000,     # mechanisms tried for each population
-    fixed_budget: int = 300,# mechanisms tried for each suite's fixed mechanism
+    budget: int = 800,      # mechanisms tried for each population
+    fixed_budget: int = 240,# mechanisms tried for each suite's fixed mechanism
     final: int = 240,       # episodes of each population in the final comparison
     seed: int = 0,
     jobs: int | str = 1,    # processes, or the address of a Dask cluster; the result does not depend on it
     folder: str | None = None, # where finished parts are kept, and found again; None: nowhere
-) -> dict:                  # by suite: the best fixed mechanism and the oracle's, as dicts
+) -> Search:
     "Find each suite's best fixed mechanism and the best mechanism of each of its populations."
-    def run(what, parts): return [done.result for done in run_jobs(parts, jobs, folder, what)]
+    took = {}
 
-    everyone = list(dict.fromkeys(p for name in SUITES for p in suite(name)))
-    climbs = [Job(_climbed, (p, budget, seed), climb_rounds(budget)) for p in everyone]
-    elites = [[Mechanism(**fields) for fields in elite] for elite in run("populations climbed", climbs)]
-    pool = [m for elite in elites for m in elite[:3]] + [DEFAULT_MECHANISM, INFORMED_GREEDY]
-    choices = [Job(_chosen, (pool + elite, [p], final, seed), choice_rounds(len(pool + elite), final))
-               for p, elite in zip(everyone, elites)]
-    best = dict(zip(everyone, run("oracles chosen", choices)))
-    fixes = [Job(_fixed, (suite(name), pool, fixed_budget, final, seed),
-                 len(suite(name)) * _fixed_rounds(len(pool), fixed_budget, final)) for name in SUITES]
-    fixed = dict(zip(SUITES, run("suites fixed", fixes)))
-    return {name: {"best_fixed": fixed[name], "oracle": [best[p] for p in suite(name)]} for name in SUITES}
+    def run(what, parts):
+        done: list[Done] = run_jobs(parts, jobs, folder, what)
+        took[what] = round(sum(each.seconds for each in done), 1)
+        return [each.result for each in done]
+
+    people = everyone()
+    elites = run("populations climbed", [_climb_job(p, budget, seed) for p in people])
+    best = run("oracles chosen", [_choice_job(elites, at, final, seed) for at in range(len(people))])
+    fixed = run("suites fixed", [_fixed_job(elites, name, fixed_budget, final, seed) for name in SUITES])
+    found = {name: {"best_fixed": fix, "oracle": [best[people.index(p)] for p in suite(name)]}
+             for name, fix in zip(SUITES, fixed)}
+    params = {"budget": budget, "fixed_budget": fixed_budget, "final": final, "seed": seed}
+    return Search(found, elites, params, took)
+
+# %% ../nbs/07_search.ipynb #search-jobs
+def _pool(elites) -> list[Mechanism]:
+    "What is offered to everybody: the three best of each climb, and what was made by hand."
+    return [Mechanism(**fields) for elite in elites for fields in elite[:3]] + [DEFAULT_MECHANISM, INFORMED_GREEDY]
+
+
+def _climb_job(population, budget, seed) -> Job:
+    return Job(_climbed, (population, budget, seed), climb_rounds(budget))
+
+
+def _choice_job(elites, at, final, seed) -> Job:
+    "The oracle's choice for one population of `everyone`, from the pool and all of its own climb."
+    pool = _pool(elites) + [Mechanism(**fields) for fields in elites[at]]
+    return Job(_chosen, (pool, [everyone()[at]], final, seed), choice_rounds(len(pool), final))
+
+
+def _fixed_job(elites, name, budget, final, seed) -> Job:
+    pool = _pool(elites)
+    return Job(_fixed, (suite(name), pool, budget, final, seed),
+               len(suite(name)) * _fixed_rounds(len(pool), budget, final))
 
 
 def _climbed(population, budget, seed) -> list[dict]:
@@ -139,7 +190,7 @@ def _fixed(populations, pool, budget, final, seed) -> dict:
     refined = climb(populations, budget, seed, start, 2, FIXED_BLOCK + 1)
     return _chosen(start + refined, populations, final, seed)
 
-
+# %% ../nbs/07_search.ipynb #search-rounds
 def climb_rounds(
     trials: int,
     start: int = 2,     # mechanisms tried first
@@ -162,6 +213,40 @@ def choice_rounds(
 def _fixed_rounds(pool, budget, final) -> int:
     "Simulated rounds that `_fixed` spends on each population, at most."
     return 2 * pool * EPISODE + climb_rounds(budget, ELITE, 2) + choice_rounds(2 * ELITE, final)
+
+# %% ../nbs/07_search.ipynb #kept
+def search_record(
+    found: Search,
+) -> dict[str, Any]:
+    "A search as it is kept: the yardsticks, each climb's finalists, a hash of each population's part, and how it was made."
+    best = {p: m for name in SUITES for p, m in zip(suite(name), found.suites[name]["oracle"])}
+    parts = [_part_hash(elite, best[p]) for elite, p in zip(found.elites, everyone())]
+    elites = [[Mechanism(**fields).to_json() for fields in elite] for elite in found.elites]
+    return {"value": found.suites, "elites": elites, "parts": parts, "seconds": found.seconds,
+            **made_by(search_suites, found.params)}
+
+
+def _part_hash(elite: list[dict], best: dict) -> str:
+    "A hash of what was found for one population: its climb's finalists and its oracle."
+    return short_hash(*(Mechanism(**fields).to_json() for fields in [*elite, best]))
+
+
+def kept_search() -> dict[str, Any]:
+    "The committed search, as `search_record` makes it."
+    return json.loads((data_dir() / "search" / "record.json").read_text(encoding="utf-8"))
+
+# %% ../nbs/07_search.ipynb #again
+def part_again(
+    record: dict,   # as `search_record` makes it
+    at: int = 0,    # a population of `everyone`
+) -> str:           # 16 hexadecimal digits, of `record["parts"]`
+    "The hash of one population's part of a search, found again."
+    params = record["provenance"]["parameters"]
+    climbed = _climb_job(everyone()[at], params["budget"], params["seed"])
+    elites = [[dict(Mechanism.from_text(text)) for text in elite] for elite in record["elites"]]
+    elites[at] = climbed.function(*climbed.arguments)
+    chosen = _choice_job(elites, at, params["final"], params["seed"])
+    return _part_hash(elites[at], chosen.function(*chosen.arguments))
 
 # %% ../nbs/07_search.ipynb #read
 def _searched(

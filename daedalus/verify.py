@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPOTS', 'PROFILES', 'SHOWN', 'Claim', 'claims', 'committed', 'lookup', 'leaves', 'holds', 'verdict',
            'episode_rewards', 'trained_rewards', 'parameters', 'second_price', 'screen_auc', 'rivals_files',
-           'rival_learned', 'spot', 'Row', 'command', 'spot_row', 'recompute', 'recomputed', 'rest_tolerance', 'rest',
-           'figures', 'Recomputation', 'recompute_claims', 'claims_table', 'verify', 'trace']
+           'rival_learned', 'search_part', 'spot', 'Row', 'command', 'spot_row', 'recompute', 'recomputed',
+           'rest_tolerance', 'rest', 'figures', 'Recomputation', 'recompute_claims', 'claims_table', 'verify', 'trace']
 
 # %% ../nbs/13_verify.ipynb #imports
 import json
@@ -286,14 +286,28 @@ def rival_learned(
     name: str,  # of a rival that learns alone
 ) -> str:
     """A hash of a rival's file when it learns again, in a process that rounds as those of notebooks do."""
-    code = f"from daedalus.rivals import learned_hash; print(learned_hash({name!r}, {source['parameters']['seed']}))"
+    return _apart(f"from daedalus.rivals import learned_hash; print(learned_hash({name!r}, {source['parameters']['seed']}))")
+
+
+def search_part(
+    source: dict,  # of no use here: the record says it all
+    at: int,  # of the parts of the record
+) -> str:
+    """A hash of what the search finds for one population when it searches again, in such a process."""
+    return _apart(f"from daedalus.search import kept_search, part_again; print(part_again(kept_search(), {at}))")
+
+
+def _apart(
+    code: str,  # that prints something
+) -> str:
+    """What some code prints in a process of its own that rounds as those of notebooks do."""
     told = subprocess.run([sys.executable, "-c", code], env={**os.environ, **steady()}, capture_output=True, text=True,
                           check=True)
     return told.stdout.strip()
 
 # %% ../nbs/13_verify.ipynb #spots
 SPOTS: dict[str, Callable] = {function.__name__: function for function in (
-    episode_rewards, trained_rewards, parameters, second_price, screen_auc, rivals_files, rival_learned)}
+    episode_rewards, trained_rewards, parameters, second_price, screen_auc, rivals_files, rival_learned, search_part)}
 
 
 def spot(
@@ -656,8 +670,8 @@ def _origin(
         yield f"made by:    nbs/{notebook}.ipynb" + (f", cell {cell!r}" if cell else ", in a checkout of the project")
         yield f"parameters: {told}"
         yield f"again:      daedalus verify --profile paper --only {notebook}"
-    elif result == "rivals/record":
-        yield "made by:    daedalus rivals"
+    elif result.endswith("/record"):
+        yield f"made by:    daedalus {result.partition('/')[0]}"
         yield f"parameters: {told}"
     else:
         profile, seed = result.partition("/")[2].rsplit("-", 1)

@@ -236,7 +236,7 @@ def test_a_search_leaves_the_yardsticks_and_its_output_where_it_was_told(plain, 
     assert done.exit_code == 0 and done.stdout.endswith("written: build/results/search.json\n"), done.output
     found = json.loads((tmp_path / "build" / "results" / "search.json").read_text())
     assert found["value"]["open"]["best_fixed"] == dict(DEFAULT_MECHANISM)
-    assert found["provenance"]["parameters"] == {"budget": 1, "seed": 0}
+    assert found["provenance"]["parameters"] == {"budget": 1, "fixed_budget": 240, "final": 240, "seed": 0}
     assert CliRunner().invoke(app, ["search", "--budget", "1", "--output", "mine.json"]).exit_code == 0
     assert json.loads((tmp_path / "mine.json").read_text())["value"] == found["value"]
     assert committed_bytes() == before

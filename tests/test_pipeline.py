@@ -372,7 +372,7 @@ def run_side_by_side(write_notebook, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     (tmp_path / "came").mkdir()
 
-    def run(sources, **lists):
+    def run(sources, profile="smoke", **lists):
         results.write_text(tmp_path / "data" / "params.json", json.dumps({"smoke": {}, "paper": {}} | lists))
         start = "import pathlib, time\nthere, came = pathlib.Path('there'), pathlib.Path('came')\n"
         arrive = "(there / '{0}').touch(); (came / '{0}').touch()"
@@ -380,7 +380,7 @@ def run_side_by_side(write_notebook, tmp_path, monkeypatch):
                                code_cell("work", code), code_cell("leave", f"(there / '{name}').unlink()"), name=name)
                 for name, code in sources.items()]
         monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: made)
-        return reproduce.reproduce("smoke", jobs=2)
+        return reproduce.reproduce(profile, jobs=2)
 
     return run
 
@@ -402,8 +402,14 @@ def test_a_notebook_that_measures_time_runs_alone(run_side_by_side, capfd):
     see = ("for _ in range(20):\n    assert [file.name for file in there.iterdir()] == ['32_timed']\n"
            "    time.sleep(0.05)")
     pair = {"30_a": MEET.format("31_b"), "31_b": MEET.format("30_a")}
-    assert run_side_by_side({**pair, "32_timed": see, "33_c": "time.sleep(1)"}, alone=["32_timed"]) == 0
+    assert run_side_by_side({**pair, "32_timed": see, "33_c": "time.sleep(1)"}, "verify", alone=["32_timed"]) == 0
     assert "4 ran, 0 were current" in capfd.readouterr().out
+
+
+def test_at_the_small_size_a_notebook_that_measures_time_may_have_a_neighbour(run_side_by_side, capfd):
+    pair = {"30_a": MEET.format("31_timed"), "31_timed": MEET.format("30_a")}
+    assert run_side_by_side(pair, alone=["31_timed"]) == 0
+    assert "2 ran, 0 were current" in capfd.readouterr().out
 
 
 def test_one_of_two_that_fails_names_its_cell_and_the_other_ends(run_side_by_side, capfd):

@@ -1,8 +1,12 @@
 """Search: scores are paired, climbs repeat and pay, yardsticks stand where they should, rivals keep their budgets."""
 
+import inspect
+import json
+
 import numpy as np
 import pytest
 
+from daedalus import cli
 from daedalus.bidders import Population
 from daedalus.designers import DESIGNERS, PUBLISHED_READINGS, READINGS, FixedDesigner, play
 from daedalus.env import SUITES, draw_training_population, observe, open_episodes, suite
@@ -10,8 +14,9 @@ from daedalus.market import simulate
 from daedalus.results import write_result
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism
 from daedalus.search import (
-    BLOCK, LEAST_ROUNDS, LIBRARY, ThompsonSampler, bandit, best_fixed, choose, climb, contextual, find_library, mutate,
-    optimise_fixed, oracle, rest_of_spell, score, search_suites)
+    BLOCK, LEAST_ROUNDS, LIBRARY, Search, ThompsonSampler, bandit, best_fixed, choose, climb, contextual, everyone, find_library,
+    kept_search, mutate, optimise_fixed, oracle, part_again, rest_of_spell, score, search_record, search_suites)
+from daedalus.verify import committed
 
 RIVALS = {"contextual": contextual, "bandit": bandit, "optimised": optimise_fixed}
 BUDGET = 150_000
@@ -53,14 +58,57 @@ def test_choose_picks_what_is_best_on_fresh_episodes():
     assert choose(pool, [Population.stage(0)], 8, 0, 7) == DEFAULT_MECHANISM
 
 
-def test_search_does_not_depend_on_the_number_of_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv("DAEDALUS_RESULTS_DIR", str(tmp_path))
-    monkeypatch.setitem(SUITES, "open", lambda: SUITES["stages"]()[:2])
+@pytest.fixture
+def few(monkeypatch):
+    "Suites of two populations, both the same."
+    monkeypatch.setitem(SUITES, "open", lambda: [Population.stage(4), Population.stage(0)])
     monkeypatch.setitem(SUITES, "stages", lambda: [Population.stage(0), Population.stage(4)])
+
+
+def test_search_does_not_depend_on_the_number_of_processes(few, tmp_path, monkeypatch):
+    monkeypatch.setenv("DAEDALUS_RESULTS_DIR", str(tmp_path))
     found = search_suites(4, 4, 4, 1, jobs=1)
-    assert found == search_suites(4, 4, 4, 1, jobs=2)
-    write_result("search", found, {"seed": 1})
+    assert found._replace(seconds={}) == search_suites(4, 4, 4, 1, jobs=2)._replace(seconds={})
+    write_result("search", found.suites, {"seed": 1})
     assert [len(oracle(name)) for name in ("stages", "open")] == [2, 2]
+    assert oracle("stages") == oracle("open")[::-1]   # found for the population, whatever its place in a suite
+
+
+# The search that is kept
+
+
+def test_the_kept_search_is_what_everybody_reads():
+    record, result = kept_search(), committed("search")
+    assert record["value"] == result["value"]
+    assert record["provenance"]["parameters"] == result["provenance"]["parameters"]
+    assert best_fixed("open") == Mechanism(**record["value"]["open"]["best_fixed"])
+    assert record["packages"]["torch"] and len(record["code"]) == 16 and sum(record["seconds"].values()) > 10
+
+
+def test_the_parts_of_the_kept_search_are_those_of_its_content():
+    record = kept_search()
+    elites = [[json.loads(text) for text in elite] for elite in record["elites"]]
+    again = search_record(Search(record["value"], elites, record["provenance"]["parameters"], record["seconds"]))
+    assert again["parts"] == record["parts"] and again["elites"] == record["elites"]
+    assert len(set(record["parts"])) == len(everyone()) == 25
+    offered = {text for elite in record["elites"] for text in elite} | {DEFAULT_MECHANISM.to_json(), INFORMED_GREEDY.to_json()}
+    assert {mechanism.to_json() for name in SUITES for mechanism in oracle(name)} <= offered
+
+
+def test_the_command_makes_the_kept_search_when_it_is_told_nothing():
+    """Of `search_suites` the command gives budget and seed."""
+    defaults = {name: each.default for name, each in inspect.signature(search_suites).parameters.items()}
+    asked = {name: each.default for name, each in inspect.signature(cli.search).parameters.items()}
+    params = kept_search()["provenance"]["parameters"]
+    assert {name: defaults[name] for name in params} == params
+    assert (asked["budget"], asked["seed"]) == (params["budget"], params["seed"])
+
+
+def test_a_part_is_found_again_and_depends_on_what_it_is_found_with(few):
+    record = json.loads(json.dumps(search_record(search_suites(4, 4, 4, 1))))
+    assert [part_again(record, at) for at in range(2)] == record["parts"]
+    record["provenance"]["parameters"]["seed"] = 2
+    assert part_again(record, 0) != record["parts"][0]
 
 
 @pytest.mark.parametrize("name, least", [("stages", 0.05), ("open", 0.10)])
