@@ -17,6 +17,7 @@ from daedalus.bidders import Population
 from daedalus.designers import READINGS, readings
 from daedalus.evaluate import _settings
 from daedalus.results import CHECKOUT
+from daedalus.runtime import sources_hash
 from daedalus.schema import (
     LEVERS, Mechanism, MechanismError, MechanismFields, Observation, _lever, amount, mechanisms_to_array, whole)
 
@@ -212,6 +213,13 @@ def places(tmp_path_factory):
 @pytest.mark.parametrize("place", [line.split('"')[1] for line in PLACES.splitlines() if line.startswith('    "')])
 def test_a_lever_that_is_added_reaches(place, places):
     assert places[place]
+
+
+def test_a_lever_that_is_added_is_no_part_of_kept_machine_code(tmp_path):
+    package = shutil.copytree(CHECKOUT / "daedalus", tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
+    before, schema = sources_hash(package), package / "schema.py"
+    schema.write_text(schema.read_text(encoding="utf-8").replace(LAST, LAST + ADDED), encoding="utf-8")
+    assert sources_hash(package) != before
 
 
 @pytest.mark.parametrize("field, sentence", [
