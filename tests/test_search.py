@@ -14,8 +14,8 @@ from daedalus.market import simulate
 from daedalus.results import write_result
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism
 from daedalus.search import (
-    BLOCK, LEAST_ROUNDS, LIBRARY, Search, ThompsonSampler, bandit, best_fixed, choose, climb, contextual, everyone, find_library,
-    kept_search, mutate, optimise_fixed, oracle, part_again, rest_of_spell, score, search_record, search_suites)
+    BLOCK, LEAST_ROUNDS, LIBRARY, Search, ThompsonSampler, bandit, best_fixed, choose, choose_each, climb, contextual, everyone,
+    find_library, kept_search, mutate, optimise_fixed, oracle, part_again, rest_of_spell, score, search_record, search_suites)
 from daedalus.verify import committed
 
 RIVALS = {"contextual": contextual, "bandit": bandit, "optimised": optimise_fixed}
@@ -63,6 +63,15 @@ def few(monkeypatch):
     "Suites of two populations, both the same."
     monkeypatch.setitem(SUITES, "open", lambda: [Population.stage(4), Population.stage(0)])
     monkeypatch.setitem(SUITES, "stages", lambda: [Population.stage(0), Population.stage(4)])
+
+
+def test_a_mechanism_of_several_groups_is_played_once(counted_rounds):
+    people, pool = [Population.stage(4)], [Mechanism.random(np.random.default_rng(at)) for at in range(8)]
+    with counted_rounds() as apart:
+        alone = [choose(group, people, 8, 0, 7) for group in (pool, pool[:4], pool[4:])]
+    with counted_rounds() as together:
+        assert choose_each([pool, pool[:4], pool[4:]], people, 8, 0, 7) == alone
+    assert sum(together) < 0.75 * sum(apart)
 
 
 def test_search_does_not_depend_on_the_number_of_processes(few, tmp_path, monkeypatch):
