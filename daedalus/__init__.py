@@ -27,6 +27,7 @@ from .schema import (
     INFORMED_GREEDY,
     Mechanism,
     MechanismError,
+    Objective,
     Observation,
     Outcome,
 )
@@ -35,9 +36,9 @@ from .specs import designer
 
 __all__ = [
     "BEHAVIOUR", "BEST_FIXED", "Behaviour", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv", "FixedDesigner",
-    "INFORMED_GREEDY", "LanguageDesigner", "MarketState", "Mechanism", "MechanismError", "Observation", "Outcome",
-    "Outcomes", "Population", "PopulationError", "RandomDesigner", "best_fixed", "check_designer", "designer", "evaluate",
-    "oracle", "paired", "play", "simulate", "suite", "summary", "yardsticks",
+    "INFORMED_GREEDY", "LanguageDesigner", "MarketState", "Mechanism", "MechanismError", "Objective", "Observation",
+    "Outcome", "Outcomes", "Population", "PopulationError", "RandomDesigner", "best_fixed", "check_designer", "designer",
+    "evaluate", "oracle", "paired", "play", "simulate", "suite", "summary", "yardsticks",
 ]
 
 

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from .bidders import Population
 from .env import RECENT, Episodes, observe, open_episodes, play_step, suite
 from .market import SCORES, SIGNALS, Outcomes
-from daedalus.schema import (
-    DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism, Observation, RecentOutcome, generator, seed_number,
-    whole_number)
+from .schema import (
+    DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, PUBLISHED_OBJECTIVE, AmountLever, Mechanism, Objective, Observation,
+    RecentOutcome, generator, seed_number, whole_number)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,6 +174,7 @@ def play(
     populations: Population | Sequence[Population],  # one for all, or one for each episode
     seeds,  # int from 0, or [batch] of them, or [batch, 2] of (seed, episode)
     steps: int = 10,  # steps in an episode, at least 1
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what `reward` is
 ) -> "pd.DataFrame":  # one row for each episode and step, episodes in the order given
     """Play whole episodes in lock step.
 
@@ -183,7 +184,7 @@ def play(
     """
     import pandas as pd
 
-    designer, episodes = as_designer(designer), open_episodes(populations, seeds, steps)
+    designer, episodes = as_designer(designer), open_episodes(populations, seeds, steps, objective=objective)
     key, batch = episodes.market.key, len(episodes.market.key)
     names = [str(populations)] * batch if isinstance(populations, Population) else list(map(str, populations))
     who = {"index": np.arange(batch), "seed": key[:, 0], "episode": key[:, 1], "population": np.array(names, object)}

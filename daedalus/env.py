@@ -22,8 +22,8 @@ from .market import (
     ROUNDS, SCORES, SIGNALS, Agents, MarketState, Outcomes, advance, open_market, outcomes_of)
 from .results import data_dir
 from .schema import (
-    DEFAULT_MECHANISM, FIELDS, LEVERS, Mechanism, MechanismError, Observation, Outcome, RecentOutcome, generator,
-    seed_number, whole_number)
+    DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, Mechanism, MechanismError, Objective, Observation, Outcome,
+    RecentOutcome, generator, seed_number, whole_number)
 
 if TYPE_CHECKING:
     import gymnasium
@@ -109,6 +109,7 @@ class Episodes(NamedTuple):
     round_number: int  # steps played so far
     mechanisms: tuple[Mechanism, ...]  # [batch]: what each market played last, at first the default mechanism
     recent: tuple[Outcomes, ...]  # the last RECENT outcomes, arrays [batch], oldest first; the warm-up opens the row
+    objective: Objective = PUBLISHED_OBJECTIVE  # what the rewards are
 
     @property
     def done(self) -> bool:
@@ -127,7 +128,7 @@ class Episodes(NamedTuple):
     def to_dict(self) -> dict:
         """The batch as plain lists, numbers and texts, exact to the bit, for JSON."""
         recent = [{name: array.tolist() for name, array in outcomes._asdict().items()} for outcomes in self.recent]
-        return self._asdict() | {"market": self.market.to_dict(), "recent": recent,
+        return self._asdict() | {"market": self.market.to_dict(), "recent": recent, "objective": self.objective.model_dump(),
                                  "mechanisms": [mechanism.model_dump() for mechanism in self.mechanisms]}
 
     @classmethod
@@ -138,7 +139,8 @@ class Episodes(NamedTuple):
         """The inverse of `to_dict`."""
         recent = [Outcomes(**{name: np.array(values) for name, values in row.items()}) for row in saved["recent"]]
         return cls(**saved | {"market": MarketState.from_dict(saved["market"]), "recent": tuple(recent),
-                              "mechanisms": tuple(Mechanism(**fields) for fields in saved["mechanisms"])})
+                              "mechanisms": tuple(Mechanism(**fields) for fields in saved["mechanisms"]),
+                              "objective": Objective(**saved["objective"])})
 
 # %% ../nbs/05_env.ipynb #open-episodes
 def open_episodes(
@@ -146,14 +148,15 @@ def open_episodes(
     seeds,  # int from 0, or [batch] of them, or [batch, 2] of (seed, episode)
     episode_length: int = 10,  # steps, at least 1
     behaviour: Behaviour = BEHAVIOUR,
+    objective: Objective = PUBLISHED_OBJECTIVE,
 ) -> Episodes:
     """Episodes after their warm-up, before their first step.
 
     Raises ValueError for an episode length or a seed that is none.
     """
     episode_length = whole_number(episode_length, "episode_length")
-    market, warm_up = open_market(populations, seeds, behaviour)
-    return Episodes(market, episode_length, 0, (DEFAULT_MECHANISM,) * len(market.key), (warm_up,))
+    market, warm_up = open_market(populations, seeds, behaviour, objective)
+    return Episodes(market, episode_length, 0, (DEFAULT_MECHANISM,) * len(market.key), (warm_up,), objective)
 
 # %% ../nbs/05_env.ipynb #play-step
 class EpisodeError(RuntimeError):
@@ -175,8 +178,8 @@ def play_sessions(
     market = episodes.market.copy()
     sessions = advance(market, mechanisms, ROUNDS, behaviour, agents)
     played = (mechanisms,) * len(market.key) if isinstance(mechanisms, Mechanism) else tuple(mechanisms)
-    recent = (*episodes.recent, outcomes_of(market, sessions))[-RECENT:]
-    return Episodes(market, episodes.episode_length, episodes.round_number + 1, played, recent), sessions
+    recent = (*episodes.recent, outcomes_of(market, sessions, episodes.objective))[-RECENT:]
+    return episodes._replace(market=market, round_number=episodes.round_number + 1, mechanisms=played, recent=recent), sessions
 
 
 def play_step(
@@ -240,7 +243,9 @@ class DaedalusEnv:
         self,
         population: Population,  # who bids
         episode_length: int = 10,  # steps, at least 1
+        objective: Objective = PUBLISHED_OBJECTIVE,  # what `reward` is
     ):
+        self.objective = objective
         self.population, self.episode_length = population, whole_number(episode_length, "episode_length")
         self._episodes: Episodes | None = None
 
@@ -250,7 +255,8 @@ class DaedalusEnv:
         episode: int = 0,  # from 0: which of that seed's episodes
     ) -> Observation:
         """Open an episode; the observation shows how the warm-up went."""
-        self._episodes = open_episodes([self.population], [(seed, episode)], self.episode_length)
+        self._episodes = open_episodes([self.population], [(seed, episode)], self.episode_length,
+                                       objective=self.objective)
         return self.observe()
 
     def step(
@@ -293,7 +299,7 @@ class DaedalusEnv:
         if not isinstance(snapshot, dict) or snapshot.keys() != {"population", "episodes"}:
             raise ValueError("a snapshot is what DaedalusEnv.snapshot returned: a dict of population and episodes")
         episodes = Episodes.from_dict(snapshot["episodes"])
-        env = cls(Population(**snapshot["population"]), episodes.episode_length)
+        env = cls(Population(**snapshot["population"]), episodes.episode_length, episodes.objective)
         env._episodes = episodes
         return env
 

@@ -24,7 +24,7 @@ from .language import ChatDesigner, Reply
 from .market import SCORES
 from .results import check_output, data_dir, read_result, versions, write_text
 from .runtime import use_threads
-from .schema import LEVERS, Mechanism, seed_number, whole_number
+from .schema import LEVERS, PUBLISHED_OBJECTIVE, Mechanism, Objective, seed_number, whole_number
 from .search import best_fixed, oracle
 from .specs import designer, model_spec
 from .stats import RESAMPLES, interval
@@ -79,7 +79,7 @@ def _populations(
     return people
 
 
-def _plays(designers, suite, episodes, seed, steps) -> Iterator["pd.DataFrame"]:
+def _plays(designers, suite, episodes, seed, steps, objective=PUBLISHED_OBJECTIVE) -> Iterator["pd.DataFrame"]:
     "What each designer played: a row for each episode and step, as `play` returns them, with `designer` and `at`."
     if not isinstance(designers, Mapping) or not designers:
         raise ValueError(f"designers must be a dict of at least one designer by name, not {reprlib.repr(designers)}")
@@ -88,7 +88,7 @@ def _plays(designers, suite, episodes, seed, steps) -> Iterator["pd.DataFrame"]:
     players = {name: _player(name, designer, people) for name, designer in designers.items()}
     for name, player in players.items():
         who: Any = _Knowing([player[i] for i in at]) if isinstance(player, list) else player
-        try: played = play(who, [people[i] for i in at], keys, steps)
+        try: played = play(who, [people[i] for i in at], keys, steps, objective)
         except Exception as error:
             error.add_note(f"raised while designer {name!r} played")
             raise
@@ -102,6 +102,7 @@ def evaluate(
     seed: int = 0,      # from 0
     steps: int = 10,    # of an episode
     threads: int | None = None, # at least 1; None: one for each core; the bits are the same with any number
+    objective: Objective = PUBLISHED_OBJECTIVE, # what `reward` is
 ) -> "pd.DataFrame":    # one row for each designer and episode
     """Play every designer on the same episodes.
 
@@ -113,7 +114,7 @@ def evaluate(
     keys = ["designer", "episode", "at", "population"]
     with use_threads(threads):
         tables = [played.groupby(keys, as_index=False)[list(SCORES)].mean()
-                  for played in _plays(designers, suite, episodes, seed, steps)]
+                  for played in _plays(designers, suite, episodes, seed, steps, objective)]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../nbs/11_evaluate.ipynb #yardsticks

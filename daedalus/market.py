@@ -6,8 +6,8 @@
 __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'VALUES', 'ENTRY', 'CHOICE', 'MEETING', 'REMORSE', 'RESALE', 'COLLUSION_AUDIT',
            'SHILL_AUDIT', 'Score', 'Signal', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'COLUMN', 'OUTLOOK',
            'PRICE', 'TRUST', 'GAIN', 'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM',
-           'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'ENTRIES', 'TIE_BREAK', 'KEEP', 'BID', 'OUT',
-           'ACTS', 'CERTAIN', 'LEAST', 'CHUNK', 'MarketState', 'new_market', 'Market', 'read_market', 'Accounts',
+           'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'BEST', 'ENTRIES', 'TIE_BREAK', 'KEEP', 'BID',
+           'OUT', 'ACTS', 'CERTAIN', 'LEAST', 'CHUNK', 'MarketState', 'new_market', 'Market', 'read_market', 'Accounts',
            'open_accounts', 'Floor', 'make_floor', 'enter_floor', 'enter', 'choose', 'prepare_tricks', 'follow_lines',
            'ring_meets', 'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'unit_value', 'sell_again', 'write_down',
            'record_sale', 'record_return', 'record_lot', 'record_bidders', 'trade', 'pay_shill', 'best_welfare',
@@ -32,7 +32,8 @@ from .bidders import (
 from .noise import fill_uniforms
 from .runtime import check_compiled, compiled, in_threads, named, shares, use_threads
 from .rewards import fairness, stability
-from .schema import DEFAULT_MECHANISM, Mechanism, distinct, mechanisms_to_array, seed_number, whole_number
+from .schema import (
+    DEFAULT_MECHANISM, PUBLISHED_OBJECTIVE, Mechanism, Objective, distinct, mechanisms_to_array, seed_number, whole_number)
 
 # %% ../nbs/04_market.ipynb #sizes
 LOTS = 16     # lots in a session
@@ -49,7 +50,7 @@ Signal = Literal["bidders", "units", "price", "dispersion", "gap", "silence", "r
 SCORES, SIGNALS = get_args(Score), get_args(Signal)
 HIDDEN = ("shading", "trust")
 PAIRS = ("pairs", "pairs_variance")   # what a session adds to a step's suppression
-METRICS = SCORES + SIGNALS[2:-1] + HIDDEN + PAIRS   # the columns that a session writes
+METRICS = SCORES + SIGNALS[2:-1] + HIDDEN + PAIRS + ("best",)   # the columns that a session writes
 COLUMN = named("Columns", METRICS, __name__)(*range(len(METRICS)))   # the place of each, by name
 
 # %% ../nbs/04_market.ipynb #state
@@ -234,7 +235,7 @@ def open_accounts(
 
 # %% ../nbs/04_market.ipynb #floor
 (REVENUE, PRICE_SUM, SOLD, RETURNED, RING_GAIN, BIDS, BID_SUM, BID_SQUARES, TOP_SUM, NEXT_SUM, BID_COUNT_SQUARES,
- ENTRIES) = range(12)  # of `tally`
+ BEST, ENTRIES) = range(13)  # of `tally`
 
 
 class Floor(NamedTuple):
@@ -655,6 +656,7 @@ def trade_session(
         list_bids(market, rules, floor)
         realised, best = trade(market, rules, behaviour, lot, floor, record), best_welfare(market, floor)
         welfare += min(1.0, realised / best) / LOTS
+        floor.tally[BEST] += best
         record_lot(market, lot, floor, leader if meets else -1, best, record)
         if market.learners == 0: continue
         pay_shill(market, rules, behaviour, floor)
@@ -766,7 +768,7 @@ def write_scores(
     out[COLUMN.participation] = participation(market, floor)
     out[COLUMN.stability] = stability(floor.history[:since + 1])
     out[COLUMN.reward] = out[COLUMN.welfare] * out[COLUMN.fairness] * out[COLUMN.participation] * out[COLUMN.stability]
-    out[COLUMN.revenue] = tally[REVENUE] / LOTS
+    out[COLUMN.revenue], out[COLUMN.best] = tally[REVENUE] / LOTS, tally[BEST] / LOTS
     mean = tally[BID_SUM] / max(1.0, tally[BIDS])
     spread = math.sqrt(max(0.0, tally[BID_SQUARES] / max(1.0, tally[BIDS]) - mean * mean))
     out[COLUMN.price] = tally[PRICE_SUM] / max(1.0, tally[SOLD])
@@ -914,42 +916,63 @@ class Outcomes(NamedTuple):
     fairness: np.ndarray       # 1 - Gini of the bidders' net surplus, 0 to 1
     participation: np.ndarray  # share of bidders that took part, 0 to 1
     stability: np.ndarray      # steadiness of welfare, 0 to 1
-    reward: np.ndarray         # mean over rounds of the product of the four
+    reward: np.ndarray         # mean over rounds of the objective's score: as published, the product of the four
     revenue: np.ndarray        # the seller's revenue per lot, in the unit of values
     signals: np.ndarray        # [..., SIGNALS]: what a designer may observe beside the scores
     hidden: np.ndarray         # [..., HIDDEN]: what it may not
+    revenue_share: np.ndarray  # revenue over the best achievable value, 0 to 1
+
+# %% ../nbs/04_market.ipynb #outcomes-of
+def _scored(
+    scores: np.ndarray, # [batch, rounds, METRICS]
+    share: np.ndarray,  # [batch, rounds]: revenue over the best achievable value
+    objective: Objective,
+) -> np.ndarray:        # [batch, rounds]
+    "The score of each round by an objective; 0 without trade."
+    if not isinstance(objective, Objective):
+        raise ValueError(f"objective must be an Objective, not {reprlib.repr(objective)}")
+    if objective == PUBLISHED_OBJECTIVE: return scores[..., COLUMN.reward]
+    score = np.where(scores[..., COLUMN.welfare] > 0, 1.0, 0.0)
+    for name, exponent in objective:
+        score *= (share if name == "revenue" else scores[..., COLUMN._asdict()[name]]) ** exponent
+    return score
 
 
 def outcomes_of(
     state: MarketState,
     scores: np.ndarray, # [batch, rounds, METRICS], as `advance` returned them
+    objective: Objective = PUBLISHED_OBJECTIVE,
 ) -> Outcomes:          # arrays [batch]
     "The mean over the last SCORED rounds, by name; suppression is pooled over all rounds."
-    mean = scores[:, -SCORED:].mean(1)
-    seen, hidden, pairs = len(SCORES), METRICS.index(HIDDEN[0]), METRICS.index(PAIRS[0])
-    excess, variance = scores[..., pairs:].sum(1).T
+    scored, mean = scores[:, -SCORED:], scores[:, -SCORED:].mean(1)
+    share = np.minimum(1.0, scored[..., COLUMN.revenue] / scored[..., COLUMN.best])
+    excess, variance = scores[..., COLUMN.pairs].sum(1), scores[..., COLUMN.pairs_variance].sum(1)
     suppression = np.maximum(0.0, -excess / np.sqrt(np.where(variance > 0, variance, np.inf)))
-    signals = np.concatenate([state.traits[:, :2], mean[:, seen:hidden], suppression[:, None]], 1)
-    return Outcomes._make([*mean[:, :seen].T, signals, mean[:, hidden:pairs]])
+    seen, hidden = len(SCORES), slice(COLUMN.shading, COLUMN.pairs)
+    signals = np.concatenate([state.traits[:, :2], mean[:, seen:COLUMN.shading], suppression[:, None]], 1)
+    outcomes = Outcomes._make([*mean[:, :seen].T, signals, mean[:, hidden], share.mean(1)])
+    return outcomes._replace(reward=_scored(scored, share, objective).mean(1))
 
-
+# %% ../nbs/04_market.ipynb #step
 def step(
     state: MarketState, # changed in place
     mechanisms: Mechanism | Sequence[Mechanism], # one for all, or one for each market
     behaviour: Behaviour = BEHAVIOUR,
+    objective: Objective = PUBLISHED_OBJECTIVE,
 ) -> Outcomes:          # arrays [batch]
     "One step of an episode: post a mechanism in each market, play ROUNDS rounds, score the last SCORED."
-    return outcomes_of(state, advance(state, mechanisms, ROUNDS, behaviour))
+    return outcomes_of(state, advance(state, mechanisms, ROUNDS, behaviour), objective)
 
 
 def open_market(
     populations: Population | Sequence[Population], # one for all, or one for each market
     seeds,              # as in `new_market`
     behaviour: Behaviour = BEHAVIOUR,
+    objective: Objective = PUBLISHED_OBJECTIVE,
 ) -> tuple[MarketState, Outcomes]:
     "Markets at the start of an episode, after WARM_UP rounds under the default mechanism, and how those went."
     state = new_market(populations, seeds)
-    return state, outcomes_of(state, advance(state, DEFAULT_MECHANISM, WARM_UP, behaviour))
+    return state, outcomes_of(state, advance(state, DEFAULT_MECHANISM, WARM_UP, behaviour), objective)
 
 # %% ../nbs/04_market.ipynb #simulate
 CHUNK = 512   # markets simulated at a time, so that memory does not grow with the batch
@@ -961,6 +984,7 @@ def simulate(
     seeds,           # int from 0, or [batch] of them, or [batch, 2] of (seed, episode)
     steps: int = 10, # steps in an episode, at least 1
     behaviour: Behaviour = BEHAVIOUR,
+    objective: Objective = PUBLISHED_OBJECTIVE, # what `reward` is
     threads: int | None = None, # at least 1; None: one for each core; the bits are the same with any number
 ) -> Outcomes:       # arrays [batch, steps]
     "Play whole episodes, each under one mechanism from its first step to its last."
@@ -972,8 +996,8 @@ def simulate(
     keys = _keys(keys, batch)
 
     def some(part):
-        state, _ = open_market(populations[part], keys[part], behaviour)
-        outcomes = [outcomes_of(state, _advance(state, rows[part], ROUNDS, behaviour)) for _ in range(steps)]
+        state, _ = open_market(populations[part], keys[part], behaviour, objective)
+        outcomes = [outcomes_of(state, _advance(state, rows[part], ROUNDS, behaviour), objective) for _ in range(steps)]
         return [np.stack(field, 1) for field in zip(*outcomes)]
 
     with use_threads(threads): chunks = in_threads(some, shares(batch, LEAST, CHUNK))

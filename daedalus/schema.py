@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['AuctionType', 'CoalitionPolicy', 'AUCTION_TYPES', 'COALITION_POLICIES', 'MAX_RESERVE', 'MAX_PENALTY', 'Switch',
            'Number', 'Share', 'Natural', 'Positive', 'SEEDS', 'LONGEST_OBJECT', 'DEEPEST_BREAK', 'LEVERS', 'FIELDS',
-           'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'SYSTEM_PROMPT', 'Checks', 'amount', 'whole', 'whole_in_json',
-           'whole_number', 'seed_number', 'generator', 'Record', 'MechanismFields', 'Lever', 'SwitchLever',
-           'WholeLever', 'AmountLever', 'MechanismError', 'Mechanism', 'distinct', 'mechanisms_to_array', 'Outcome',
-           'RecentOutcome', 'Observation']
+           'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'PUBLISHED_OBJECTIVE', 'SYSTEM_PROMPT', 'Checks', 'amount', 'whole',
+           'whole_in_json', 'whole_number', 'seed_number', 'generator', 'Record', 'MechanismFields', 'Lever',
+           'SwitchLever', 'WholeLever', 'AmountLever', 'MechanismError', 'Mechanism', 'distinct', 'mechanisms_to_array',
+           'Outcome', 'RecentOutcome', 'Objective', 'Observation']
 
 # %% ../nbs/00_schema.ipynb #schema-imports
 import json
@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from annotated_types import Ge, GroupedMetadata, Le
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 
 # %% ../nbs/00_schema.ipynb #domain-constants
 AuctionType = Literal['first_price', 'second_price', 'vcg']
@@ -552,6 +552,25 @@ class RecentOutcome(Record):
     welfare: Share = Field(description='realised value over the best achievable value')
     fairness: Share = Field(description="evenness of the bidders' gains")
     participation: Share = Field(description='share of bidders that placed a valid bid of their own')
+
+# %% ../nbs/00_schema.ipynb #objective
+class Objective(Record):
+    "Exponents, from 0 to 3 and not all 0: the score of a round is the product of its components to these powers."
+    welfare: Annotated[float, amount(3)] = Field(1.0, description='realised value over the best achievable value')
+    fairness: Annotated[float, amount(3)] = Field(1.0, description="evenness of the bidders' gains")
+    participation: Annotated[float, amount(3)] = Field(1.0, description='share of bidders that placed a bid of their own')
+    stability: Annotated[float, amount(3)] = Field(1.0, description='steadiness of welfare over recent rounds')
+    revenue: Annotated[float, amount(3)] = Field(0.0, description='revenue over the best achievable value')
+
+    @model_validator(mode='after')
+    def _wants_something(self):
+        "Exponents that are all 0 would score every market alike."
+        if not any(exponent for _, exponent in self):
+            raise ValueError('at least one exponent must be above 0, not all 0')
+        return self
+
+
+PUBLISHED_OBJECTIVE = Objective()
 
 # %% ../nbs/00_schema.ipynb #system-prompt
 SYSTEM_PROMPT = ('You are the referee of an auction market. Read the observation and answer with one JSON object '

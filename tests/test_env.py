@@ -14,7 +14,8 @@ from daedalus.env import (
     draw_training_population, features, gym_env, mechanism_of_action, observe, open_episodes, outcome_of, play_step,
     suite)
 from daedalus.market import SCORES, SIGNALS, open_market, simulate
-from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism, MechanismError, Observation
+from daedalus.schema import (
+    DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism, MechanismError, Objective, Observation)
 
 STAGES = [Population.stage(stage) for stage in range(5)]
 MIXED = STAGES + suite("open")
@@ -330,3 +331,20 @@ except ModuleNotFoundError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "gym_env needs gymnasium: pip install gymnasium\n"
+
+
+# Objectives
+
+def test_an_episode_keeps_its_objective_and_a_snapshot_too():
+    aim = Objective(welfare=2, fairness=0, stability=0.5, revenue=1)
+    env, published = (DaedalusEnv(Population.stage(4), objective=objective) for objective in (aim, Objective()))
+    assert env.reset(3) == published.reset(3)   # nothing has been rewarded yet
+    twin = DaedalusEnv.restore(json.loads(json.dumps(env.snapshot())))
+    for mechanism in (INFORMED_GREEDY, DEFAULT_MECHANISM):
+        seen = env.step(mechanism)
+        assert seen == twin.step(mechanism) and seen.reward == env.outcome.reward
+        assert seen.replace(reward=0.0) == published.step(mechanism).replace(reward=0.0)
+    assert twin.objective == aim
+    assert seen.reward != published.outcome.reward
+    held = simulate(INFORMED_GREEDY, Population.stage(4), 3, 1, objective=aim)
+    assert env.reset(3) and env.step(INFORMED_GREEDY).reward == held.reward[0, 0]

@@ -18,10 +18,12 @@ from daedalus import market, runtime
 from daedalus.auction import clear
 from daedalus.bidders import BEHAVIOUR, FLIP, KINDS, MAX_BIDDERS, MOVES, SHILL, Population, PopulationError, read_rules
 from daedalus.market import (
-    BID, KEEP, LOTS, METRICS, OUT, ROUNDS, SCORES, SIGNALS, MarketState, advance, new_market, open_market, simulate, step)
+    BID, KEEP, LOTS, METRICS, OUT, ROUNDS, SCORES, SIGNALS, MarketState, advance, new_market, open_market,
+    outcomes_of, simulate, step)
 from daedalus.noise import fill_uniforms
 from daedalus.rewards import fairness, stability
-from daedalus.schema import AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism
+from daedalus.schema import (
+    AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism, Objective)
 from daedalus.screens import suppression
 from daedalus.watch import watch
 
@@ -399,6 +401,59 @@ def test_stability_by_hand(welfare, score):
 @given(st.lists(share, min_size=1, max_size=12))
 def test_stability_is_one_less_two_standard_deviations(welfare):
     assert stability(np.array(welfare)) == pytest.approx(max(0, 1 - 2 * np.std(welfare[-5:])), abs=1e-12)
+
+
+# Objectives
+
+exponents = st.floats(0, 3) | st.integers(0, 3)
+
+
+@settings(max_examples=100)
+@given(populations(), mechanisms, st.integers(0, 2**32), st.tuples(*[exponents] * 5).filter(any))
+def test_the_reward_is_the_product_of_the_scores_to_the_powers_of_the_objective(who, rules, seed, powers):
+    objective = Objective(**dict(zip(Objective.model_fields, powers)))
+    one, other = (open_market([who], seed)[0] for _ in range(2))
+    rounds = advance(one, rules)[:, -3:]
+    found, published = outcomes_of(one, rounds, objective), outcomes_of(one, rounds)
+    assert same(found._replace(reward=0), published._replace(reward=0))
+    columns = [rounds[..., METRICS.index(name)] for name in ("welfare", "fairness", "participation", "stability")]
+    share = np.minimum(1, rounds[..., METRICS.index("revenue")] / rounds[..., METRICS.index("best")])
+    expected = np.prod([column ** power for column, power in zip([*columns, share], powers)], 0) * (columns[0] > 0)
+    assert found.reward == pytest.approx(expected.mean(1), abs=1e-12)
+    assert found.revenue_share == share.mean(1) and 0 <= found.reward[0] <= 1
+    published_by_hand = (columns[0] * columns[1] * columns[2] * columns[3]).mean(1)
+    assert published.reward == published_by_hand == step(other, rules, objective=Objective(revenue=0)).reward
+
+
+@settings(max_examples=60)
+@given(populations(), mechanisms, st.integers(0, 2**32))
+def test_the_best_value_of_a_round_is_the_mean_over_its_lots(who, rules, seed):
+    state, _ = open_market([who], seed)
+    seen = watch(state, rules)
+    assert seen.scores[METRICS.index("best")] == pytest.approx(seen.best.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize("wanted", Objective.model_fields)
+def test_an_empty_market_scores_0_under_every_objective(wanted):
+    objective = Objective(**dict.fromkeys(Objective.model_fields, 0.0) | {wanted: 1.0})
+    shut = simulate(Mechanism(reserve_price=0.9), Population(truthful=4, value_high=0.5), 0, 2, objective=objective)
+    assert (shut.reward == 0).all() and (shut.revenue_share == 0).all()
+
+
+@pytest.mark.parametrize("wrong, complaint", [
+    ({"welfare": 4}, "welfare must be a number from 0 to 3, not 4"),
+    ({"revenue": -1}, "revenue must be a number from 0 to 3, not -1"),
+    (dict.fromkeys(Objective.model_fields, 0), "at least one exponent must be above 0, not all 0"),
+    ({"profit": 1}, "profit"),
+])
+def test_exponents_that_are_none_are_refused(wrong, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Objective(**wrong)
+
+
+def test_what_is_no_objective_is_refused():
+    with pytest.raises(ValueError, match="objective must be an Objective, not 'revenue'"):
+        simulate(DEFAULT_MECHANISM, Population.stage(0), 0, 1, objective="revenue")
 
 
 # Rules matter, and equal rules are equal
