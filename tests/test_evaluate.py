@@ -245,8 +245,8 @@ def test_an_evaluation_is_the_same_to_the_bit_on_any_number_of_threads():
 def test_designers_are_compared_by_the_objective_that_is_given():
     wanted = dd.Objective(welfare=0, fairness=0, participation=0, stability=0, revenue=1)
     players = {"default": dd.DEFAULT_MECHANISM}
-    sold = evaluate(players, "stages", 5, steps=2, objective=wanted)
-    published = evaluate(players, "stages", 5, steps=2)
+    sold = dd.evaluate(players, "stages", 5, steps=2, objective=wanted)
+    published = dd.evaluate(players, "stages", 5, steps=2)
     assert (sold.drop(columns="reward") == published.drop(columns="reward")).all(axis=None)
     held = [simulate(dd.DEFAULT_MECHANISM, dd.Population.stage(at), [(0, at)], 2).revenue_share.mean() for at in range(5)]
     assert sold["reward"].to_list() == pytest.approx(held, abs=1e-12)

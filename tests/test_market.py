@@ -118,7 +118,7 @@ def test_one_value_for_all_is_the_same_value_for_each():
 
 def at_work(state, rules):
     "A market as its compiled functions see it: its numbers, its rules, and a floor whose bidders have chosen."
-    rules, floor = read_rules(rules.to_array()), market.make_floor(state, 5)
+    rules, floor = read_rules(rules.to_array()), market.make_floor(state, market.open_accounts(state, 5))
     of = market.read_market(state.key[0], state.round[0], floor.kind, state.traits[0], rules)
     of = of._replace(key0=state.key[0, 0], key1=state.key[0, 1])   # compiled code hands uint64 back as int
     market.enter(of, rules, BEHAVIOUR, floor)
@@ -355,7 +355,7 @@ def test_trade_makes_and_loses_no_money(rules, who, seed):
         floor.net[:], floor.tally[:] = 0.0, 0.0
         market.draw_bids(of, rules, lot, meets, floor)
         market.list_bids(of, rules, floor)
-        realised = market.trade(of, rules, BEHAVIOUR, lot, floor)
+        realised = market.trade(of, rules, BEHAVIOUR, lot, floor, None)
         seller, fines = floor.tally[market.REVENUE], of.withdrawal_fine * floor.tally[market.RETURNED]
         assert floor.net.sum() == pytest.approx(realised - seller - fines, abs=1e-9)
         assert 0 <= floor.tally[market.RETURNED] <= floor.tally[market.SOLD] <= of.items
