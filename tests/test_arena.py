@@ -583,7 +583,9 @@ def test_only_another_choice_begins_another_episode(address, browser):
     refusal = "seed must be a whole number from 0 to 4294967295, not 1.5."
     page.wait_for_function(f"document.querySelector('#told p').innerText === {refusal!r}")
     assert page.get_attribute("#arena .daedalus", "data-step") == "2"
-    choose(page, "right", NOBODY)   # refused as long as the seed is wrong
+    with page.expect_response(lambda response: "queue/data" in response.url) as answer:
+        choose(page, "right", NOBODY)   # refused as long as the seed is wrong
+    answer.value.finished()
     page.fill("#seed input", "")
     page.press("#seed input", "Enter")
     page.wait_for_selector('#arena .daedalus[data-step="0"]')
