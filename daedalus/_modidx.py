@@ -175,6 +175,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'daedalus.cli._check_push': ('cli.html#_check_push', 'daedalus/cli.py'),
                               'daedalus.cli._check_training': ('cli.html#_check_training', 'daedalus/cli.py'),
                               'daedalus.cli._end': ('cli.html#_end', 'daedalus/cli.py'),
+                              'daedalus.cli._main_thread_awake': ('cli.html#_main_thread_awake', 'daedalus/cli.py'),
                               'daedalus.cli._phase_line': ('cli.html#_phase_line', 'daedalus/cli.py'),
                               'daedalus.cli._plan': ('cli.html#_plan', 'daedalus/cli.py'),
                               'daedalus.cli._push': ('cli.html#_push', 'daedalus/cli.py'),

@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
-from shared import SMOKE_TRAINING
+from shared import HEARS, PATIENCE, SMOKE_TRAINING
 from typer.testing import CliRunner
 
 import daedalus as dd
@@ -223,3 +223,28 @@ def test_without_the_training_libraries_one_sentence_says_how_to_get_them(tmp_pa
     for command in ("inference", "train"):
         sentence = refused(tmp_path, command, code=1, PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
         assert sentence.startswith("this needs ") and sentence.endswith(" brings it") and "pip install -e '.[" in sentence
+
+
+WAITING = """
+import os, queue, signal, threading, time
+from daedalus.cli import Ended, signals_as_interrupts
+def end():
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+with signals_as_interrupts():
+    threading.Thread(target=end, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})   # so that another thread is told, and the main one waits on
+    try:
+        queue.Queue().get()
+    except Ended as ended:
+        print("ended by", *ended.args)
+"""
+
+
+def test_a_signal_reaches_a_main_thread_that_waits_for_others():
+    run = subprocess.Popen([sys.executable, "-c", WAITING], text=True, stdout=subprocess.PIPE, **HEARS)
+    try:
+        told, _ = run.communicate(timeout=PATIENCE)
+    finally:
+        run.kill()
+    assert told == "ended by 15\n" and run.returncode == 0
