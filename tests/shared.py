@@ -10,7 +10,9 @@ from typing import Any
 SMOKE_TRAINING = "train --profile smoke --seed 3 --work work --output designer --record record.json --episodes 5".split()
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Of a process that hears these signals, also where the tests run in the background or under nohup, which have them ignored.
-HEARS = {"preexec_fn": lambda: [signal.signal(number, signal.SIG_DFL) for number in ENDS]}
+# Only there: code between fork and exec can hang where the parent has threads.
+HEARS: dict[str, Any] = {"preexec_fn": lambda: [signal.signal(number, signal.SIG_DFL) for number in ENDS]} if any(
+    signal.getsignal(number) is signal.SIG_IGN for number in ENDS) else {}
 PATIENCE = 120   # seconds after which what was waited for will not come
 
 
