@@ -8,8 +8,8 @@ REPRODUCE = $(BIN)/daedalus reproduce $(if $(JOBS),--jobs $(JOBS))
 READY := .venv/.ready
 # What `make quick` needs is part of what all others need.
 PLAYS := $(if $(wildcard $(READY)),$(READY),.venv/.plays)
-TREE := $(BIN)/python -c 'from daedalus.reproduce import tree_hash; print(tree_hash())'
-SHIPPED := $(BIN)/python -c 'from daedalus.train import SHIPPED; print(SHIPPED)'
+TREE := $(BIN)/python -c 'from daedalus.pipeline.reproduce import tree_hash; print(tree_hash())'
+SHIPPED := $(BIN)/python -c 'from daedalus.training.train import SHIPPED; print(SHIPPED)'
 
 .PHONY: help quick reproduce verify test train rivals search ablations serve export bench clean
 
@@ -59,10 +59,10 @@ serve: $(READY) ## the market, the designer and the arena at http://127.0.0.1:78
 export: $(READY) ## write daedalus/*.py and README.md from the notebooks
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
-	$(BIN)/python -c "from daedalus.reproduce import make_readme; make_readme()"
+	$(BIN)/python -c "from daedalus.pipeline.reproduce import make_readme; make_readme()"
 
 bench: $(READY) ## measure the speed of the market engine
-	$(BIN)/daedalus reproduce --profile paper --only 25_speed --force --show
+	$(BIN)/daedalus reproduce --profile paper --only 75_speed --force --show
 
 clean: ## remove what was built, .venv included
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -10,18 +10,18 @@ _settings = Path(__file__).parents[1] / "settings.ini"
 _told = re.search(r"^lib_name = daedalus\nversion = (.+)$", _settings.read_text("utf-8"), re.M) if _settings.is_file() else None
 __version__ = _told[1] if _told else version("daedalus-mechanisms")
 
-from .runtime import wide_registers
+from ._runtime import wide_registers
 
 # PyTorch reads this when it first computes: with its code for AVX2, which is as fast for models as small as ours, a
 # training is the same to the bit on both kinds of processor. What the user chose stays.
 if wide_registers():
     os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
-from .bidders import BEHAVIOUR, Behaviour, Population, PopulationError
-from .designers import DESIGNERS, FixedDesigner, RandomDesigner, check_designer, play
+from .market.bidders import BEHAVIOUR, Behaviour, Population, PopulationError
+from .designers.base import DESIGNERS, FixedDesigner, RandomDesigner, check_designer, play
 from .env import DaedalusEnv, suite
-from .evaluate import evaluate, paired, summary, yardsticks
-from .market import MarketState, Outcomes, simulate
+from .studies.evaluate import evaluate, paired, summary, yardsticks
+from .market.engine import MarketState, Outcomes, simulate
 from .schema import (
     DEFAULT_MECHANISM,
     INFORMED_GREEDY,
@@ -31,8 +31,8 @@ from .schema import (
     Observation,
     Outcome,
 )
-from .search import best_fixed, oracle
-from .specs import designer
+from .designers.search import best_fixed, oracle
+from .designers.specs import designer
 
 __all__ = [
     "BEHAVIOUR", "BEST_FIXED", "Behaviour", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv", "FixedDesigner",
@@ -47,7 +47,7 @@ def __getattr__(name: str) -> object:
     if name == "BEST_FIXED":
         return best_fixed()
     if name == "LanguageDesigner":
-        from .language import LanguageDesigner
+        from .designers.language import LanguageDesigner
 
         return LanguageDesigner
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from shared import SMOKE_TRAINING
 
-from daedalus import market
+from daedalus.market import engine as market
 
 settings.register_profile("untimed", deadline=None)   # the first call of a compiled function takes seconds
 settings.load_profile("untimed")

@@ -11,10 +11,10 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 
 from safetensors.torch import load_file
 
-from daedalus import variants
-from daedalus.policy import TARGETS
-from daedalus.train import borrow_phases, one_thread, phase_folders, profile, run_phases
-from daedalus.variants import (
+from daedalus.training import variants
+from daedalus.designers.policy import TARGETS
+from daedalus.training.train import borrow_phases, one_thread, phase_folders, profile, run_phases
+from daedalus.training.variants import (
     BASE, AblationPlan, Variant, ablation_plan, ablation_records, merged, read_records, record_key,
     rewards_of, run_ablations, vary)
 
@@ -174,7 +174,7 @@ def test_records_of_other_code_or_damaged_ones_are_made_again_and_kept_aside(tra
 
 
 def test_a_teacher_and_phases_of_other_code_are_not_borrowed(trained, tmp_path, monkeypatch):
-    from daedalus import train
+    from daedalus.training import train
 
     folder, _ = trained
     monkeypatch.setattr(train, "code_hash", lambda function: "0123456789abcdef")

@@ -19,17 +19,17 @@ from typer.testing import CliRunner
 from shared import PATIENCE, held_port, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from daedalus import sessions
-from daedalus.bidders import Population
+from daedalus.serving import sessions
+from daedalus.market.bidders import Population
 from daedalus.cli import app as cli
-from daedalus.connections import Requests, most_connections
-from daedalus.designers import FixedDesigner, informed_greedy
-from daedalus.market import simulate
-from daedalus.openenv import DaedalusAction
+from daedalus.serving.connections import Requests, most_connections
+from daedalus.designers.base import FixedDesigner, informed_greedy
+from daedalus.market.engine import simulate
+from daedalus.serving.openenv import DaedalusAction
 from daedalus.results import CHECKOUT
 from daedalus.schema import INFORMED_GREEDY
-from daedalus.serve import create_app
-from daedalus.sessions import Limits, Place, Queue, Sessions, first_to_go
+from daedalus.serving.serve import create_app
+from daedalus.serving.sessions import Limits, Place, Queue, Sessions, first_to_go
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -259,7 +259,7 @@ def test_one_connection_too_many_is_told_so_and_the_log_too(caplog, monkeypatch)
             for _ in range(20):
                 stack.enter_context(line(server))
             until(lambda: len(server.connections) == 20)
-            with caplog.at_level(logging.WARNING, "daedalus.serve"), line(server) as late:
+            with caplog.at_level(logging.WARNING, "daedalus.serving.serve"), line(server) as late:
                 heard = told(late)
             assert b"503 Service Unavailable" in heard and b"Retry-After" in heard
         until(lambda: not server.connections)
@@ -372,7 +372,7 @@ def test_a_batch_whose_client_has_left_is_not_played(monkeypatch):
         go.wait(PATIENCE)
         return {"reward": [[0.0]]}
 
-    monkeypatch.setattr("daedalus.serve.play_batch", slowly)
+    monkeypatch.setattr("daedalus.serving.serve.play_batch", slowly)
     with serving() as server, contextlib.ExitStack() as stack:
         def waiting(count: int) -> None:
             """Wait until so many batches are there."""
@@ -395,7 +395,7 @@ def test_a_batch_whose_client_has_left_is_not_played(monkeypatch):
 SLOW = """
 import os, sys, time
 from functools import partial
-from daedalus import serve
+from daedalus.serving import serve
 
 def designer(observation):
     while not os.path.exists(os.environ["GO"]): time.sleep(0.05)
@@ -446,7 +446,7 @@ def test_large_frames_and_early_leavers_leave_no_traces_in_the_log(caplog):
 
 def start(monkeypatch, *options: str):
     """What the command says that starts the service, with options under which it must not."""
-    monkeypatch.setattr("daedalus.serve.serve", lambda *args: pytest.fail("the service started"))
+    monkeypatch.setattr("daedalus.serving.serve.serve", lambda *args: pytest.fail("the service started"))
     with held_port() as port:
         return CliRunner().invoke(cli, ["serve", "--port", str(port), *options])
 

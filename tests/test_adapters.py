@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daedalus.adapters import (
+from daedalus.serving.adapters import (
     SILENT, TOOL_PROMPT, UNKNOWN, MarketTool, Sale, announce, bidder_env, flat_env, market_reward, mechanism_of_vector,
     private_values, read_bids, tool_rows, tool_tokenizer, vector_of_mechanism)
-from daedalus.auction import clear
-from daedalus.bidders import Population
+from daedalus.market.auction import clear
+from daedalus.market.bidders import Population
 from daedalus.env import FEATURES, DaedalusEnv, EpisodeError, gym_env
 from daedalus.results import install_hint
 from daedalus.schema import (
@@ -359,7 +359,7 @@ def trained(tmp_path_factory):
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from daedalus.language import small_model
+    from daedalus.designers.language import small_model
 
     def train(script=None, longest=1500):  # what to say, by conversation and what was said so far; tokens at most
         class Scripted(GRPOTrainer):
@@ -441,8 +441,8 @@ def test_a_wrong_call_is_answered_and_the_conversation_goes_on(trained):
 def test_heavy_libraries_are_imported_only_when_asked_for(missing, make, sentence):
     code = f"""
 import sys
-from daedalus.adapters import *
-from daedalus.bidders import Population
+from daedalus.serving.adapters import *
+from daedalus.market.bidders import Population
 assert not {{"gymnasium", "pettingzoo", "torch", "transformers", "trl", "stable_baselines3"}} & sys.modules.keys()
 sys.modules[{missing!r}] = None
 try:

@@ -21,11 +21,11 @@ import pytest
 from shared import PATIENCE, until
 
 import daedalus as dd
-from daedalus import arena as arena_module
-from daedalus.arena import (
+from daedalus.serving import arena as arena_module
+from daedalus.serving.arena import (
     NOBODY, SCORE_NAMES, SIDES, VISITORS, Choice, arena_of, arena_page, episode_table, link_of, mount_arena, open_arena,
     own_head, populations)
-from daedalus.market import SCORES, advance, new_market
+from daedalus.market.engine import SCORES, advance, new_market
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY
 
 CROWD = dd.Population.stage(4)
@@ -218,7 +218,7 @@ def test_populations_to_choose_from():
 
 
 def test_everything_but_the_page_works_without_gradio():
-    code = ("import sys; sys.modules['gradio'] = None; import daedalus as dd; from daedalus.arena import open_arena\n"
+    code = ("import sys; sys.modules['gradio'] = None; import daedalus as dd; from daedalus.serving.arena import open_arena\n"
             "arena = open_arena(dd.Population.stage(1), ['greedy']).step(dd.DESIGNERS)\n"
             "assert arena._repr_html_().count('<svg') == 6")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, strategies as st
 
-from daedalus.auction import clear, insert_bid, insert_of_three, rival_bid
-from daedalus.noise import fill_uniforms, multiply_wide, philox
+from daedalus.market.auction import clear, insert_bid, insert_of_three, rival_bid
+from daedalus.market.noise import fill_uniforms, multiply_wide, philox
 from daedalus.schema import AUCTION_TYPES
 
 # Money in 64ths: every sum and difference of a few such amounts is exact, and ties are common.

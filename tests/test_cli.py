@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import daedalus as dd
 from daedalus.cli import app
-from daedalus.export import HubJob
+from daedalus.training.export import HubJob
 from daedalus.results import data_dir
 
 COMMAND = [sys.executable, "-c", "from daedalus.cli import main; main()"]
@@ -84,7 +84,7 @@ def test_a_model_that_cannot_be_downloaded_is_one_sentence(tmp_path):
 
 def test_too_little_memory_is_one_sentence_with_both_numbers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("daedalus.policy.memory_free", lambda: 2**29)
+    monkeypatch.setattr("daedalus.designers.policy.memory_free", lambda: 2**29)
     done = CliRunner().invoke(app, ["train", "--profile", "card"])
     assert done.exit_code == 2 and list(tmp_path.iterdir()) == []
     assert done.stderr.startswith("daedalus: the training needs at least 1.8 GiB of memory, and 512 MiB are free: ")
@@ -155,14 +155,14 @@ def test_an_upload_that_fails_says_where_the_designer_is(training, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
     uploads = []
-    monkeypatch.setattr("daedalus.export.push", lambda *asked: uploads.append(asked))
+    monkeypatch.setattr("daedalus.training.export.push", lambda *asked: uploads.append(asked))
     assert CliRunner().invoke(app, [*SMOKE_TRAINING, "--push", "owner/name"]).exit_code == 0
     assert [(str(path), name) for path, name in uploads] == [("designer", "owner/name")]
 
     def offline(*asked):
         raise ConnectionError("no route to the hub")
 
-    monkeypatch.setattr("daedalus.export.push", offline)
+    monkeypatch.setattr("daedalus.training.export.push", offline)
     done = CliRunner().invoke(app, [*SMOKE_TRAINING, "--push", "owner/name"])
     assert done.exit_code == 1
     assert "daedalus: designer could not be uploaded (no route to the hub): the same command tries again" in done.stderr
@@ -173,7 +173,7 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("daedalus.train.train", interrupted)
+    monkeypatch.setattr("daedalus.training.train.train", interrupted)
     done = CliRunner().invoke(app, ["train", "--profile", "smoke"])
     assert done.exit_code == 130 and "run the same command again to resume" in done.stderr
 

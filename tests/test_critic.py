@@ -5,9 +5,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
-from daedalus.critic import Critic
-from daedalus.designers import ContextualDesigner
-from daedalus.bidders import Population
+from daedalus.designers.critic import Critic
+from daedalus.designers.base import ContextualDesigner
+from daedalus.market.bidders import Population
 from daedalus.env import DaedalusEnv
 from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY
 

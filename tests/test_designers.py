@@ -3,14 +3,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from daedalus.bidders import Population
-from daedalus.designers import (
+from daedalus.market.bidders import Population
+from daedalus.designers.base import (
     DESIGNERS, PUBLISHED_READINGS, READINGS, STRAY, ContextualDesigner, Designer, FixedDesigner, Kernel, KernelRidge,
     RandomDesigner, ask, check_designer, explore, holding_rewards, informed_greedy, play, playing_on_rewards, promising, readings,
     readings_table)
 from daedalus.env import (
     FEATURES, DaedalusEnv, draw_training_population, features, observe, open_episodes, play_step, suite)
-from daedalus.market import SCORES, simulate
+from daedalus.market.engine import SCORES, simulate
 from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism, Observation, RecentOutcome
 
 STAGES = suite("stages")
@@ -385,7 +385,7 @@ def test_every_kind_of_designer_plays(player):
 
 @pytest.mark.parametrize("player", EVERY_KIND)
 def test_every_kind_of_designer_plays_in_the_arena(player):
-    from daedalus.arena import open_arena
+    from daedalus.serving.arena import open_arena
 
     arena = open_arena(STAGES[4], ["it"], steps=3)
     while not arena.done:
@@ -397,9 +397,9 @@ def test_every_kind_of_designer_plays_in_the_arena(player):
 
 @pytest.mark.parametrize("player", [a_function, InBatches(), Remembering()])
 def test_every_kind_of_designer_walks_is_shown_less_and_is_asked_by_a_service(player):
-    from daedalus.sessions import DesignerQueue, Limits
-    from daedalus.states import visits
-    from daedalus.train import AsPublished, AskedOnce
+    from daedalus.serving.sessions import DesignerQueue, Limits
+    from daedalus.designers.states import visits
+    from daedalus.training.train import AsPublished, AskedOnce
 
     walks = [[visit.observations for visit in visits(who, STAGES, 0, 0.0, detour=0.0, steps=3)]
              for who in (player, a_function)]

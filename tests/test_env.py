@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from daedalus import env as env_module
-from daedalus.bidders import KINDS, Population, PopulationError
+from daedalus.market.bidders import KINDS, Population, PopulationError
 from daedalus.env import (
     FEATURES, PUBLISHED_FEATURES, RECENT, DaedalusEnv, EpisodeError, Episodes, curriculum, draw_open_suite,
     draw_training_population, features, gym_env, mechanism_of_action, observe, open_episodes, outcome_of, play_step,
     suite)
-from daedalus.market import SCORES, SIGNALS, open_market, simulate
+from daedalus.market.engine import SCORES, SIGNALS, open_market, simulate
 from daedalus.schema import (
     DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism, MechanismError, Objective, Observation)
 
@@ -320,7 +320,7 @@ def test_an_action_out_of_range_is_refused_by_name():
 def test_gymnasium_is_imported_only_when_asked_for():
     code = """
 import sys
-from daedalus.bidders import Population
+from daedalus.market.bidders import Population
 from daedalus.env import gym_env
 assert 'gymnasium' not in sys.modules
 sys.modules['gymnasium'] = None

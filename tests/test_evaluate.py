@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 import daedalus as dd
-from daedalus.evaluate import (
+from daedalus.studies.evaluate import (
     adaptation, adaptation_plot, boxplot, drawn_boxplot, inference, interquartile_range, lever_map, levers, paired, published,
     recorded, share_of_gap, summary, training_table, worst_fifth, yardsticks)
-from daedalus.market import simulate
+from daedalus.market.engine import simulate
 from daedalus.results import CHECKOUT, save_figure
-from daedalus.style import COLOURS, use_style
+from daedalus.studies.style import COLOURS, use_style
 
 COMMAND = [sys.executable, "-c", "from daedalus.cli import main; main()"]
 
@@ -203,7 +203,7 @@ def test_without_baseline_only_the_trained_designer_plays(tmp_path):
 
 
 def test_inference_reports_partial_replies_and_refuses_them_on_demand(tmp_path, monkeypatch, capsys):
-    from daedalus.language import LanguageDesigner
+    from daedalus.designers.language import LanguageDesigner
 
     load = LanguageDesigner.load.__func__
 

@@ -17,8 +17,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from daedalus.export import PROBE, ExportError, export, hub_job, merge, model_card, probe_logits, push
-from daedalus.policy import PolicySettings, check_model_folder, load_model, load_policy
+from daedalus.training.export import PROBE, ExportError, export, hub_job, merge, model_card, probe_logits, push
+from daedalus.designers.policy import PolicySettings, check_model_folder, load_model, load_policy
 
 SMALL = PolicySettings(layers=1, width=64, heads=2)
 ROWS = [{"stage": "SFT", "simulated rounds": 0, "mean R": 0.3311, "95 % interval": "0.320 to 0.341"},
@@ -142,7 +142,7 @@ def test_weights_are_stored_as_asked(merged, tmp_path, dtype, size, off):
     assert torch.equal(logits(model, tokenizer), before) and model.dtype == torch.float32
 
 
-@pytest.mark.parametrize("when", ["daedalus.export._check_reload", "pathlib.Path.rename"])
+@pytest.mark.parametrize("when", ["daedalus.training.export._check_reload", "pathlib.Path.rename"])
 def test_an_interrupted_export_leaves_the_old_folder(merged, tmp_path, monkeypatch, when):
     model, tokenizer = merged
     folder = export(model, tokenizer, tmp_path / "designer", "The old card.\n")

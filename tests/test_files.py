@@ -16,7 +16,9 @@ import pytest
 from shared import until
 from typer.testing import CliRunner
 
-from daedalus import jobs, reproduce, results, search, verify
+from daedalus import jobs, results
+from daedalus.designers import search
+from daedalus.pipeline import reproduce, verify
 from daedalus.cli import app
 from daedalus.schema import DEFAULT_MECHANISM
 
@@ -197,7 +199,7 @@ def test_a_result_that_names_no_notebook_is_never_committed(plain, monkeypatch, 
     with pytest.raises(ValueError, match="among the committed results, which only `daedalus reproduce --profile paper` replaces"):
         results.write_result("search", 1, {"seed": 0})
     assert not (tmp_path / "results").exists()
-    monkeypatch.setenv("DAEDALUS_NOTEBOOK", str(reproduce.NOTEBOOKS / "07_search.ipynb"))
+    monkeypatch.setenv("DAEDALUS_NOTEBOOK", str(reproduce.NOTEBOOKS / "22_search.ipynb"))
     assert results.write_result("search", 1, {"seed": 0}).exists()
 
 
@@ -230,7 +232,7 @@ def fake_jobs(parts, workers, folder, what):
 
 def test_a_search_leaves_the_yardsticks_and_its_output_where_it_was_told(plain, monkeypatch, tmp_path):
     before = committed_bytes()
-    monkeypatch.setattr("daedalus.search.run_jobs", fake_jobs)
+    monkeypatch.setattr("daedalus.designers.search.run_jobs", fake_jobs)
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["search", "--budget", "1"])
     assert done.exit_code == 0 and done.stdout.endswith("written: build/results/search.json\n"), done.output
@@ -264,8 +266,8 @@ def below_a_file(tmp_path, monkeypatch):
     def work(*asked, **options):
         raise AssertionError("the work has begun")
 
-    for name in ("daedalus.search.search_suites", "daedalus.train.train", "daedalus.variants.run_ablations",
-                 "daedalus.language.LanguageDesigner.load", "doit.doit_cmd.DoitMain.run", "daedalus.verify.spot_row"):
+    for name in ("daedalus.designers.search.search_suites", "daedalus.training.train.train", "daedalus.training.variants.run_ablations",
+                 "daedalus.designers.language.LanguageDesigner.load", "doit.doit_cmd.DoitMain.run", "daedalus.pipeline.verify.spot_row"):
         monkeypatch.setattr(name, work)
     return tmp_path / "file" / "below"
 
@@ -293,9 +295,9 @@ def test_a_command_refuses_a_working_folder_that_is_read_only(words, below_a_fil
 
 
 @pytest.mark.parametrize(("words", "place"), [
-    ("reproduce", "BUILD"), ("verify", "BUILD"), ("reproduce --profile paper --only 20_theory", "BUILD"),
-    ("reproduce --profile paper --only 20_theory", "results"), ("reproduce --profile paper --only 20_theory", "figures"),
-    ("reproduce --keep-outputs --only 20_theory", "CHECKOUT")])
+    ("reproduce", "BUILD"), ("verify", "BUILD"), ("reproduce --profile paper --only 70_theory", "BUILD"),
+    ("reproduce --profile paper --only 70_theory", "results"), ("reproduce --profile paper --only 70_theory", "figures"),
+    ("reproduce --keep-outputs --only 70_theory", "CHECKOUT")])
 def test_notebooks_do_not_run_where_their_results_could_not_be_kept(words, place, below_a_file, monkeypatch):
     known = {name: results.committed_dir(name) for name in ("results", "figures")}
     if place in known:
@@ -314,7 +316,7 @@ def test_a_disk_that_fills_up_is_one_sentence(number, words, monkeypatch, tmp_pa
         raise OSError(number, words, "build/search/part.json")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("daedalus.search.search_suites", full)
+    monkeypatch.setattr("daedalus.designers.search.search_suites", full)
     done = CliRunner().invoke(app, ["search"])
     assert done.exit_code == 1 and done.stderr == f"daedalus: build/search/part.json cannot be written: {words}\n"
 
@@ -434,7 +436,7 @@ def test_an_installed_copy_writes_into_the_working_folder(installed):
 
 
 @pytest.mark.parametrize("words", [["reproduce"], ["reproduce", "--list"], ["verify"],
-                                   ["reproduce", "--only", "20_theory", "--show"]], ids=" ".join)
+                                   ["reproduce", "--only", "70_theory", "--show"]], ids=" ".join)
 def test_what_needs_a_checkout_says_so(installed, words):
     assert installed(*words, status=2, without="doit papermill") == (
         "daedalus: there is no folder nbs/: the notebooks are in a checkout of the project, not in an installed copy\n")
@@ -442,7 +444,7 @@ def test_what_needs_a_checkout_says_so(installed, words):
 
 def test_numbers_are_traced_from_the_data_that_comes_along(installed):
     told = installed("trace", "random-mean")
-    assert "made by:    nbs/11_evaluate.ipynb, in a checkout of the project" in told and "committed:  " in told
+    assert "made by:    nbs/42_evaluate.ipynb, in a checkout of the project" in told and "committed:  " in told
     assert "data/results/" in installed("trace", "0.663")
     assert installed("verify", "--list").count("\n") == len(verify.claims())
 
@@ -466,7 +468,7 @@ def test_only_one_place_makes_the_hint():
 
 
 def test_a_service_of_an_installed_copy_has_its_story(installed):
-    told = installed(code="from daedalus.pages import story\nprint(story()[:40])")
+    told = installed(code="from daedalus.serving.pages import story\nprint(story()[:40])")
     assert "DAEDALUS" in told or "Made from nbs/index.ipynb" in told
 
 

@@ -11,7 +11,8 @@ from configparser import ConfigParser
 import pytest
 from typer.testing import CliRunner
 
-from daedalus import reproduce, results
+from daedalus import results
+from daedalus.pipeline import reproduce
 from daedalus.cli import app
 from daedalus.results import CHECKOUT, write_text
 
@@ -28,7 +29,7 @@ README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 
 
 def test_quick_plays_the_headline_with_what_the_committed_one_was_made_with():
-    quick, paper = (reproduce.profile_params(profile)["11_evaluate"] for profile in ("quick", "paper"))
+    quick, paper = (reproduce.profile_params(profile)["42_evaluate"] for profile in ("quick", "paper"))
     assert set(quick) == set(paper)
     fewer = {"many", "shown"}   # episodes of the tables, and of what is shown further down
     assert {name: quick[name] for name in quick if name not in fewer} == {
@@ -37,7 +38,7 @@ def test_quick_plays_the_headline_with_what_the_committed_one_was_made_with():
 
 
 def test_quick_runs_the_comparison_before_the_paper_and_nothing_else():
-    assert [task["name"] for task in reproduce.tasks("quick")] == ["11_evaluate", "40_paper"]
+    assert [task["name"] for task in reproduce.tasks("quick")] == ["42_evaluate", "90_paper"]
     assert len(list(reproduce.tasks("smoke"))) == len(reproduce.notebooks())
 
 

@@ -11,16 +11,16 @@ import trl
 from datasets import Dataset
 from trl import GRPOTrainer
 
-from daedalus.bidders import Population
+from daedalus.market.bidders import Population
 from daedalus.env import suite
-from daedalus.grpo import (
+from daedalus.training.grpo import (
     REWARDS, GrpoAlgorithm, GrpoSettings, MarketRewards, prompt_rows, reinforce, shared_logprobs, shared_prompt_trainer,
     spread_within, training_populations, trl_config)
-from daedalus.language import LanguageDesigner, small_model, small_tokenizer
-from daedalus.policy import load_model
+from daedalus.designers.language import LanguageDesigner, small_model, small_tokenizer
+from daedalus.designers.policy import load_model
 from daedalus.schema import INFORMED_GREEDY, Mechanism
-from daedalus.sft import FineTuneSettings, _trainer_settings, design_pairs, fine_tune
-from daedalus.states import outlook, restore
+from daedalus.training.sft import FineTuneSettings, _trainer_settings, design_pairs, fine_tune
+from daedalus.designers.states import outlook, restore
 
 SETTINGS = GrpoSettings(steps=2, batch_size=32, generations=8, horizon=2, futures=1)
 

@@ -5,12 +5,12 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the train extra")
 
-from daedalus import designers
-from daedalus.critic import Critic
-from daedalus.designers import PUBLISHED_READINGS, READINGS, ContextualDesigner, explore
+from daedalus.designers import base as designers
+from daedalus.designers.critic import Critic
+from daedalus.designers.base import PUBLISHED_READINGS, READINGS, ContextualDesigner, explore
 from daedalus.env import draw_training_population
-from daedalus.iterate import ITERATIONS, LOOK_AHEAD, TRIED, improve, improvement_populations
-from daedalus.market import ROUNDS
+from daedalus.designers.iterate import ITERATIONS, LOOK_AHEAD, TRIED, improve, improvement_populations
+from daedalus.market.engine import ROUNDS
 from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism
 
 LIBRARY = [INFORMED_GREEDY, DEFAULT_MECHANISM, Mechanism.random(5)]
@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(first):
 
 
 def test_states_and_continuations_are_those_of_the_designer_that_is_improved(first, monkeypatch):
-    from daedalus import iterate
+    from daedalus.designers import iterate
 
     asked, explored = [], iterate.explore
     monkeypatch.setattr(iterate, "explore", lambda *a, **k: (asked.append(k), explored(*a, **k))[1])
@@ -51,7 +51,7 @@ def test_states_and_continuations_are_those_of_the_designer_that_is_improved(fir
 
 
 def test_a_large_library_is_tried_in_part(first, monkeypatch):
-    from daedalus import iterate
+    from daedalus.designers import iterate
 
     library = [*LIBRARY, *(Mechanism.random(seed) for seed in range(10, 19))]
     rng = np.random.default_rng(0)

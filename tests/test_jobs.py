@@ -13,12 +13,12 @@ import pytest
 from shared import HEARS, PATIENCE, until
 
 from daedalus import jobs
-from daedalus.bidders import Population
+from daedalus.market.bidders import Population
 from daedalus.env import SUITES
 from daedalus.jobs import Done, Job, JobError, code_hash, cost, episode_scores, job_name, run_jobs
-from daedalus.market import simulate
+from daedalus.market.engine import simulate
 from daedalus.schema import DEFAULT_MECHANISM, Mechanism
-from daedalus.search import (
+from daedalus.designers.search import (
     FIRST_BLOCK, choice_rounds, choose, climb, climb_rounds, search_suites)
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from daedalus import language
-from daedalus.bidders import Population
+from daedalus.designers import language
+from daedalus.market.bidders import Population
 from daedalus.env import draw_training_population, observe, open_episodes, play_step
-from daedalus.language import (
+from daedalus.designers.language import (
     REPLY_PATTERN,
     ChatDesigner,
     ChatModel,
@@ -162,7 +162,7 @@ def test_model_and_tokenizer_come_back_from_the_standard_loaders(tmp_path, obser
 
 
 def test_the_tokenizer_is_the_same_in_another_process():
-    code = "from daedalus.language import small_tokenizer as t; print(t().backend_tokenizer.to_str())"
+    code = "from daedalus.designers.language import small_tokenizer as t; print(t().backend_tokenizer.to_str())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8")
     assert other.stdout.strip() == small_tokenizer().backend_tokenizer.to_str()
 
@@ -446,5 +446,5 @@ def test_what_cannot_be_loaded_is_refused_in_one_sentence(folder, monkeypatch):
 
 def test_importing_the_module_is_light():
     heavy = "torch", "transformers", "llguidance"
-    code = f"import sys, daedalus.language; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, daedalus.designers.language; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

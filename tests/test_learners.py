@@ -4,9 +4,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from daedalus.auction import clear
-from daedalus.bidders import EVERYTHING, NOTHING
-from daedalus.learners import (
+from daedalus.market.auction import clear
+from daedalus.market.bidders import EVERYTHING, NOTHING
+from daedalus.market.learners import (
     DISCLOSURES,
     Game,
     Play,
@@ -24,7 +24,7 @@ from daedalus.learners import (
     seeds_of,
     ucb,
 )
-from daedalus.noise import fill_uniforms
+from daedalus.market.noise import fill_uniforms
 
 
 def table_game(payoffs):

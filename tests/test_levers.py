@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from pydantic import Field, create_model
 
-from daedalus import adapters, env, language, pareto, search
-from daedalus.bidders import Population
-from daedalus.designers import READINGS, readings
-from daedalus.evaluate import _settings
+from daedalus import env
+from daedalus.designers import language, search
+from daedalus.serving import adapters
+from daedalus.studies import pareto
+from daedalus.market.bidders import Population
+from daedalus.designers.base import READINGS, readings
+from daedalus.studies.evaluate import _settings
 from daedalus.results import CHECKOUT
-from daedalus.runtime import sources_hash
+from daedalus._runtime import sources_hash
 from daedalus.schema import (
     LEVERS, Mechanism, MechanismError, MechanismFields, Observation, _lever, amount, mechanisms_to_array, whole)
 
@@ -137,9 +140,13 @@ import inspect, json, re
 from types import SimpleNamespace
 import numpy as np, optuna
 import daedalus as dd
-from daedalus import adapters, arena, bidders, env, language, openenv, pareto, search
-from daedalus.designers import READINGS, _levers
-from daedalus.evaluate import _settings
+from daedalus import env
+from daedalus.designers import language, search
+from daedalus.market import bidders
+from daedalus.serving import adapters, arena, openenv
+from daedalus.studies import pareto
+from daedalus.designers.base import READINGS, _levers
+from daedalus.studies.evaluate import _settings
 from daedalus.schema import MechanismError
 
 NEW = json.loads(NEW_LEVERS)

@@ -14,18 +14,19 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from shared import PATIENCE
 
-from daedalus import market, runtime
-from daedalus.auction import clear
-from daedalus.bidders import BEHAVIOUR, FLIP, KINDS, MAX_BIDDERS, MOVES, SHILL, Population, PopulationError, read_rules
-from daedalus.market import (
+from daedalus import _runtime as runtime
+from daedalus.market import engine as market
+from daedalus.market.auction import clear
+from daedalus.market.bidders import BEHAVIOUR, FLIP, KINDS, MAX_BIDDERS, MOVES, SHILL, Population, PopulationError, read_rules
+from daedalus.market.engine import (
     BID, KEEP, LOTS, METRICS, OUT, ROUNDS, SCORES, SIGNALS, MarketState, advance, new_market, open_market,
     outcomes_of, simulate, step)
-from daedalus.noise import fill_uniforms
-from daedalus.rewards import fairness, stability
+from daedalus.market.noise import fill_uniforms
+from daedalus.market.rewards import fairness, stability
 from daedalus.schema import (
     AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism, Objective)
-from daedalus.screens import suppression
-from daedalus.watch import watch
+from daedalus.studies.screens import suppression
+from daedalus.market.record import watch
 
 mechanisms = st.builds(Mechanism, **{
     name: st.floats(0, lever.top) if isinstance(lever, AmountLever) else st.sampled_from(lever.settings)
@@ -81,8 +82,8 @@ def test_two_processes_give_the_bits_of_one():
 
 INTERPRETED = """
 import json, numpy as np
-from daedalus.bidders import Population
-from daedalus.market import simulate
+from daedalus.market.bidders import Population
+from daedalus.market.engine import simulate
 from daedalus.schema import Mechanism
 rng = np.random.default_rng(5)
 rules = [Mechanism.random(rng) for _ in range(12)]

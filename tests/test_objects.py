@@ -17,8 +17,12 @@ import pandas as pd
 import pytest
 
 import daedalus as dd
-from daedalus import adapters, arena, critic, designers, env, exploit, market, states, watch
-from daedalus.evaluate import adaptation, levers
+from daedalus import env
+from daedalus.designers import critic, base as designers, states
+from daedalus.market import engine as market, record as watch
+from daedalus.serving import adapters, arena
+from daedalus.studies import exploit
+from daedalus.studies.evaluate import adaptation, levers
 from daedalus.schema import FIELDS, generator, seed_number, whole_number
 
 PACKAGE = Path(dd.__file__).parent
@@ -250,7 +254,7 @@ def test_one_rule_for_numbers():
 
 
 def test_a_served_client_sends_numbers_of_numpy_as_numbers():
-    openenv = pytest.importorskip("daedalus.openenv", reason="needs openenv")
+    openenv = pytest.importorskip("daedalus.serving.openenv", reason="needs openenv")
     sent = {name: openenv._plain(value) for name, value in {"seed": np.uint64(LARGEST), "signals": np.bool_(True)}.items()}
     assert openenv.ResetOptions.from_json(json.dumps(sent)).seed == LARGEST
 
@@ -356,7 +360,7 @@ def test_vector_environments_of_gymnasium_play_the_same_in_other_processes():
 
 def test_a_registered_environment_is_made_by_name():
     gymnasium = pytest.importorskip("gymnasium", reason="needs gymnasium")
-    gymnasium.register("Daedalus-v0", entry_point="daedalus.adapters:flat_env", kwargs={"population": PEOPLE})
+    gymnasium.register("Daedalus-v0", entry_point="daedalus.serving.adapters:flat_env", kwargs={"population": PEOPLE})
     try:
         made = gymnasium.make_vec("Daedalus-v0", num_envs=2, vectorization_mode="async")
         observed, _ = made.reset(seed=[2, 3])

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from openenv.core.rubrics import Rubric
 from pydantic import ValidationError
 
-from daedalus.bidders import KINDS, Population
+from daedalus.market.bidders import KINDS, Population
 from daedalus.env import DaedalusEnv, EpisodeError
-from daedalus.market import SIGNALS, simulate
-from daedalus.openenv import (
+from daedalus.market.engine import SIGNALS, simulate
+from daedalus.serving.openenv import (
     LARGEST_SEED, MOST_STEPS, DaedalusAction, DaedalusEnvClient, DaedalusOpenEnv, ProductRubric, ResetOptions,
     ScoreRubric, composite_rubric, mechanism_of)
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from daedalus import paper
+from daedalus.pipeline import paper
 from daedalus.results import CHECKOUT
 
 pytest.importorskip("typst")
@@ -193,7 +193,7 @@ def test_a_typed_number_is_found(sentence):
 
 
 @pytest.mark.parametrize("sentence", [
-    "It earns #num(row.at(\"CVaR 20 %\"), digits: 2) (@table-1).", "In @name2020key and `11_evaluate`.",
+    "It earns #num(row.at(\"CVaR 20 %\"), digits: 2) (@table-1).", "In @name2020key and `42_evaluate`.",
     "#v(0.3em) and",
     "#figure(plot(\"a\", width: 72%), caption: [All.])", "with $u_0 = 1$ there", "// 30 episodes\nA sentence.",
     "#let close(x) = x.at(0)\nA sentence.", "#if has(\"a\") [yes] else [no], or so.",
@@ -282,7 +282,7 @@ def test_a_missing_result_is_named(monkeypatch, tmp_path):
 def test_the_committed_pdf_is_what_the_sources_give():
     fresh = paper.compile_paper()
     assert fresh[:5] == b"%PDF-" and fresh == paper.compile_paper()
-    advice = "run `daedalus reproduce --profile paper --only 40_paper`"
+    advice = "run `daedalus reproduce --profile paper --only 90_paper`"
     assert fresh == (paper.SOURCE / "paper.pdf").read_bytes(), advice
 
 

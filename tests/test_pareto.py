@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from daedalus.bidders import Population
-from daedalus.market import simulate
-from daedalus.pareto import (
+from daedalus.market.bidders import Population
+from daedalus.market.engine import simulate
+from daedalus.studies.pareto import (
     AMOUNTS, CHOICES, METHODS, OBJECTIVES, Trials, along, best_found, combinations, find_front, front_found,
     hypervolume, measure, nondominated)
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, Mechanism
-from daedalus.search import BLOCK, EPISODE
+from daedalus.designers.search import BLOCK, EPISODE
 
 STAGE = [Population.stage(4)]
 TOLD = {name: False for name in CHOICES if name.startswith("reveal")}

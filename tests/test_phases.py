@@ -14,10 +14,11 @@ from shared import HEARS, PATIENCE, until
 
 pytest.importorskip("torch", reason="needs the train extra")
 
-from daedalus import results, train
+from daedalus import results
+from daedalus.training import train
 from daedalus.jobs import code_hash
 from daedalus.results import PACKAGE, short_hash
-from daedalus.train import borrow_phases, phase_folders, profile, run_phases
+from daedalus.training.train import borrow_phases, phase_folders, profile, run_phases
 
 SMOKE = profile("smoke")
 REASON = "was made by other code or other versions of packages: it is made again"
@@ -221,7 +222,7 @@ def test_two_trainings_do_not_share_a_folder(tmp_path):
 
 SLOW = """
 import sys, time
-from daedalus import train
+from daedalus.training import train
 train.restore_policy = lambda *others: (None, None)
 def slow(model, tokenizer, phase, place):
     (place.folder / "half.bin").write_text("half")

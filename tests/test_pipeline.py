@@ -22,7 +22,8 @@ from shared import ENDS, HEARS, PATIENCE, until
 from typer.testing import CliRunner
 
 import daedalus
-from daedalus import reproduce, results
+from daedalus import results
+from daedalus.pipeline import reproduce
 from daedalus.cli import app, says_what_is_wrong
 
 NOTEBOOKS = reproduce.notebooks()
@@ -344,7 +345,7 @@ def test_some_notebooks_run_and_no_other(project, capfd):
 
 
 def test_missing_public_data_is_a_skip_and_tried_again(write_notebook, project, monkeypatch, capfd):
-    load = ("import daedalus.screens as s\ns.data_folders = lambda: []\ns.find_spec = lambda name: None\n"
+    load = ("import daedalus.studies.screens as s\ns.data_folders = lambda: []\ns.find_spec = lambda name: None\n"
             "s.tsuchiura()")
     made = [write_notebook(code_cell("load", load, "parameters"), name="40_data"), project(2)[2]]
     monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: made)
@@ -628,9 +629,9 @@ def test_the_readme_is_the_front_page(write_notebook, tmp_path):
         ("search --budget 0", "--budget must be 1 or more, not 0"),
         ("reproduce --profile huge", "profile 'huge' is unknown: use one of quick, smoke, paper"),
         ("reproduce --only 99_missing", "notebook '99_missing' is unknown"),
-        ("reproduce --only 20_theory --only 99_missing", "notebook '99_missing' is unknown"),
+        ("reproduce --only 70_theory --only 99_missing", "notebook '99_missing' is unknown"),
         ("reproduce --show", "--show needs --only NAME"),
-        ("reproduce --show --only 20_theory --only 21_properties", "--show needs --only NAME, once"),
+        ("reproduce --show --only 70_theory --only 71_properties", "--show needs --only NAME, once"),
         ("reproduce --jobs 0", "--jobs must be 1 or more, not 0"),
         ("verify --jobs 0", "--jobs must be 1 or more, not 0"),
     ],

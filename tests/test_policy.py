@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from daedalus import policy
-from daedalus.policy import (
+from daedalus.designers import policy
+from daedalus.designers.policy import (
     TARGETS,
     PolicySettings,
     check_model_folder,

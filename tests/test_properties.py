@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 
-from daedalus.bidders import BEHAVIOUR, Population
-from daedalus.market import GAIN, HIDDEN, SIGNALS, open_market, simulate, step
+from daedalus.market.bidders import BEHAVIOUR, Population
+from daedalus.market.engine import GAIN, HIDDEN, SIGNALS, open_market, simulate, step
 from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism
 
 EPISODES = [(5, e) for e in range(60)]

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from daedalus import reproduce
+from daedalus.pipeline import reproduce
 from daedalus.results import notebook_code, read_result
 
 NOTEBOOKS = {path.stem: path for path in reproduce.notebooks()}
@@ -68,7 +68,7 @@ IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 LINK = re.compile(r"```.*?```|\[[^\]]*\]\([^)]*\)|`[^`\n]*[^`\w\n][^`\n]*`", re.DOTALL)   # or code that is more than a name
 
 
-@pytest.mark.parametrize("name", ["02_bidders", "11_evaluate", *EXPERIMENTS])
+@pytest.mark.parametrize("name", ["12_bidders", "42_evaluate", *EXPERIMENTS])
 def test_what_came_out_stands_before_the_code(name):
     (_, _), (kind, text) = texts(NOTEBOOKS[name])[:2]
     assert kind == "markdown"

@@ -5,12 +5,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from daedalus.bidders import BEHAVIOUR, KINDS, Population
-from daedalus.designers import FixedDesigner, RandomDesigner, informed_greedy
+from daedalus.market.bidders import BEHAVIOUR, KINDS, Population
+from daedalus.designers.base import FixedDesigner, RandomDesigner, informed_greedy
 from daedalus.env import draw_training_population, suite
-from daedalus.exploit import DEVIATIONS, HONEST, Plan, play_plans
-from daedalus.market import simulate
-from daedalus.redteam import (
+from daedalus.studies.exploit import DEVIATIONS, HONEST, Plan, play_plans
+from daedalus.market.engine import simulate
+from daedalus.studies.redteam import (
     BEHAVIOUR_RANGES, EXP3, HABITS, MUTATION, POPULATION_RANGES, Q_LEARNING, RULES, SELECTION, UCB, Crowd, Minds,
     best_of, crowd_at, distinct, hunt, inherit, learn, library_rewards, meet, menu_of, optimistic_action, pick, practised,
     red_draw, rewards, select, stressors)

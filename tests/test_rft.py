@@ -8,14 +8,14 @@ from hypothesis.extra.numpy import arrays
 
 pytest.importorskip("torch", reason="needs the train extra")
 
-from daedalus.bidders import Population
-from daedalus.designers import PUBLISHED_READINGS, READINGS, ContextualDesigner, check_designer, explore
+from daedalus.market.bidders import Population
+from daedalus.designers.base import PUBLISHED_READINGS, READINGS, ContextualDesigner, check_designer, explore
 from daedalus.env import DaedalusEnv
-from daedalus.iterate import improve
-from daedalus.language import small_model, small_tokenizer
-from daedalus.rft import RftSettings, Teacher, acceptance, rejection_rows
+from daedalus.designers.iterate import improve
+from daedalus.designers.language import small_model, small_tokenizer
+from daedalus.training.rft import RftSettings, Teacher, acceptance, rejection_rows
 from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism
-from daedalus.search import Examples
+from daedalus.designers.search import Examples
 
 
 @given(arrays(float, (3, 5), elements=st.floats(0, 1)), st.floats(0.01, 10))

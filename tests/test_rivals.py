@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from daedalus import rivals
-from daedalus.designers import FixedDesigner, play
+from daedalus.designers import rivals
+from daedalus.designers.base import FixedDesigner, play
 from daedalus.env import suite
 from daedalus.results import data_dir, short_hash
-from daedalus.rivals import RIVALS, files_hash, learn, learn_rivals, load_rival, rival, rivals_record
-from daedalus.train import AsPublished
-from daedalus.verify import committed
+from daedalus.designers.rivals import RIVALS, files_hash, learn, learn_rivals, load_rival, rival, rivals_record
+from daedalus.training.train import AsPublished
+from daedalus.pipeline.verify import committed
 
 COMMITTED = data_dir() / "rivals"
 
@@ -27,7 +27,7 @@ def test_the_record_is_of_the_committed_files():
 
 
 def test_the_contextual_policy_learned_from_as_many_rounds_as_the_committed_designer():
-    from daedalus.train import SHIPPED
+    from daedalus.training.train import SHIPPED
 
     reports = json.loads((data_dir() / "training" / f"small-{SHIPPED}.json").read_text())["reports"]
     assert RIVALS["contextual"].rounds == list(reports.values())[-1]["rounds"]

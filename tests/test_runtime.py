@@ -9,15 +9,16 @@ import textwrap
 import pytest
 
 import daedalus as dd
-from daedalus import market, runtime
+from daedalus import _runtime as runtime
+from daedalus.market import engine as market
 
 HERE = runtime.PACKAGE.parent
 
 # A caller in one module, what it calls in another: the stake of a market of stage 0 is LOTS times the surplus.
 STAKE = """
 import numpy as np
-from daedalus.bidders import Rules
-from daedalus.market import read_market
+from daedalus.market.bidders import Rules
+from daedalus.market.engine import read_market
 from daedalus.schema import DEFAULT_MECHANISM
 
 def stake():
@@ -79,7 +80,7 @@ def test_an_edit_of_a_called_function_in_another_file_is_seen_everywhere(package
     edit(package, "bidders.py", '(high - low) / (n * (n + 1.0))', '0.5')
     (after,), _ = run("print(stake())", package, **places)
     assert (float(before), float(after)) == (pytest.approx(16 / 6), 8.0)
-    assert list(tmp_path.rglob("daedalus.market.read_market-*.code"))
+    assert list(tmp_path.rglob("daedalus.market.engine.read_market-*.code"))
 
 
 def test_importing_leaves_the_users_setting_alone(tmp_path):
@@ -178,11 +179,11 @@ def test_code_planted_in_a_shared_temporary_folder_does_not_run(tmp_path):
 
 
 PATCHED = """
-import daedalus.market, daedalus.rewards
-from daedalus.runtime import ChangedCodeError
-market = vars(daedalus.market)
+import daedalus.market.engine, daedalus.market.rewards
+from daedalus._runtime import ChangedCodeError
+market = vars(daedalus.market.engine)
 for name, other in [("competitive_surplus", lambda low, high, n: 0.5), ("LOTS", 3),
-                    ("competitive_surplus", daedalus.rewards.stability), ("Market", tuple)]:
+                    ("competitive_surplus", daedalus.market.rewards.stability), ("Market", tuple)]:
     kept, market[name] = market[name], other
     try: print("PLAYED", stake())
     except ChangedCodeError as error: print(error)
@@ -217,10 +218,10 @@ def test_a_patch_after_the_first_market_is_refused_at_the_next(monkeypatch):
 
 
 def test_no_compiled_function_of_the_library_reads_what_changed_since_it_was_defined():
-    import daedalus.exploit
-    import daedalus.learners
-    import daedalus.redteam
-    import daedalus.watch  # noqa: F401
+    import daedalus.studies.exploit
+    import daedalus.market.learners
+    import daedalus.studies.redteam
+    import daedalus.market.record  # noqa: F401
 
     runtime.check_compiled()
     assert len(runtime._READ) > 100
@@ -228,17 +229,17 @@ def test_no_compiled_function_of_the_library_reads_what_changed_since_it_was_def
 
 def test_functions_of_users_and_functions_defined_again_are_not_kept(tmp_path):
     (tmp_path / "mine.py").write_text(textwrap.dedent("""
-        from daedalus.runtime import compiled
+        from daedalus._runtime import compiled
         @compiled
         def twice(x): return 2 * x
     """))
     code = """
     import sys; sys.path.insert(0, {folder!r})
-    import daedalus.rewards, mine
+    import daedalus.market.rewards, mine
     from importlib import reload
-    first = type(daedalus.rewards.stability._cache).__name__
-    reload(daedalus.rewards)
-    caches = [first, *(type(f._cache).__name__ for f in (daedalus.rewards.stability, mine.twice))]
+    first = type(daedalus.market.rewards.stability._cache).__name__
+    reload(daedalus.market.rewards)
+    caches = [first, *(type(f._cache).__name__ for f in (daedalus.market.rewards.stability, mine.twice))]
     print(mine.twice(4), *caches)
     """
     (shown,), _ = run(code.format(folder=str(tmp_path)), NUMBA_CACHE_DIR=str(tmp_path / "kept"))
@@ -246,5 +247,5 @@ def test_functions_of_users_and_functions_defined_again_are_not_kept(tmp_path):
 
 
 def test_a_reloaded_module_is_not_taken_for_a_patch():
-    (shown,), _ = run("import daedalus.rewards\nfrom importlib import reload\nreload(daedalus.rewards)\nprint(stake())")
+    (shown,), _ = run("import daedalus.market.rewards\nfrom importlib import reload\nreload(daedalus.market.rewards)\nprint(stake())")
     assert float(shown) == pytest.approx(16 / 6)

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daedalus import screens
+from daedalus.studies import screens
 from daedalus.results import data_folders
-from daedalus.screens import (
+from daedalus.studies.screens import (
     SCREENS, SUSPICIOUS, auc, auc_interval, difference, kurtosis, margins, missing_bids, read_tenders,
     relative_distance, screen_tenders, skewness, spread, suppression, tsuchiura, uniform_distance,
     variation)
-from daedalus.stats import counts
+from daedalus.studies.stats import counts
 
 HERE = any((folder / screens.TSUCHIURA).is_file() for folder in data_folders())
 needs_data = pytest.mark.skipif(not HERE, reason=f"no data folder holds {screens.TSUCHIURA}: set DAEDALUS_DATA_DIR")
@@ -400,10 +400,10 @@ def test_the_sales():
 # the engine's rings
 
 def test_the_ring_is_seen_and_its_honest_twin_is_not():
-    from daedalus.bidders import Population
-    from daedalus.market import open_market
+    from daedalus.market.bidders import Population
+    from daedalus.market.engine import open_market
     from daedalus.schema import DEFAULT_MECHANISM
-    from daedalus.watch import watch
+    from daedalus.market.record import watch
 
     open_rules = DEFAULT_MECHANISM.replace(reveal_competing_bids=True, reserve_price=0.0)
     shaders = {"colluder": 0, "shader": 4}

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from daedalus import cli
-from daedalus.bidders import Population
-from daedalus.designers import DESIGNERS, PUBLISHED_READINGS, READINGS, FixedDesigner, play
+from daedalus.market.bidders import Population
+from daedalus.designers.base import DESIGNERS, PUBLISHED_READINGS, READINGS, FixedDesigner, play
 from daedalus.env import SUITES, draw_training_population, observe, open_episodes, suite
-from daedalus.market import simulate
+from daedalus.market.engine import simulate
 from daedalus.results import write_result
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism
-from daedalus.search import (
+from daedalus.designers.search import (
     BLOCK, LEAST_ROUNDS, LIBRARY, Search, ThompsonSampler, bandit, best_fixed, choose, choose_each, climb, contextual, everyone,
     find_library, kept_search, mutate, optimise_fixed, oracle, part_again, rest_of_spell, score, search_record, search_suites)
-from daedalus.verify import committed
+from daedalus.pipeline.verify import committed
 
 RIVALS = {"contextual": contextual, "bandit": bandit, "optimised": optimise_fixed}
 BUDGET = 150_000

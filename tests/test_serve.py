@@ -28,16 +28,16 @@ from shared import PATIENCE, held_port, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from daedalus.access import HEADERS
-from daedalus.bidders import Population
-from daedalus.connections import settings
-from daedalus.designers import Designer, informed_greedy
-from daedalus.market import SIGNALS, simulate
-from daedalus.openenv import DaedalusAction, DaedalusEnvClient, ResetOptions
+from daedalus.serving.access import HEADERS
+from daedalus.market.bidders import Population
+from daedalus.serving.connections import settings
+from daedalus.designers.base import Designer, informed_greedy
+from daedalus.market.engine import SIGNALS, simulate
+from daedalus.serving.openenv import DaedalusAction, DaedalusEnvClient, ResetOptions
 from daedalus.results import CHECKOUT
 from daedalus.schema import INFORMED_GREEDY, Mechanism
-from daedalus.serve import create_app
-from daedalus.sessions import LIMITS, MOST_ENTRIES, Limits, Sessions
+from daedalus.serving.serve import create_app
+from daedalus.serving.sessions import LIMITS, MOST_ENTRIES, Limits, Sessions
 
 LAST = {"truthful": 3, "shader": 2, "colluder": 2, "n_items": 2}
 EPISODES = [  # options of an episode, and who bids in it
@@ -590,7 +590,7 @@ def play(server: Server, name: str) -> httpx.Response:
 
 def test_when_all_sessions_are_being_played_a_reset_is_told_when_to_come_back(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("daedalus.serve.Sessions", partial(Sessions, clock=lambda: now[0]))
+    monkeypatch.setattr("daedalus.serving.serve.Sessions", partial(Sessions, clock=lambda: now[0]))
     with serving(Limits(sessions=3, idle=15.0, rest=10.0)) as server:
         for at in range(3):
             assert server.http.post("/reset", json={"session_id": f"s{at}"}).status_code == 200
@@ -814,7 +814,7 @@ def test_a_designer_that_fails_is_not_the_client_s_mistake(kind):
 PROGRAM = """
 import sys
 from functools import partial
-from daedalus import serve
+from daedalus.serving import serve
 from daedalus.schema import INFORMED_GREEDY
 
 def designer(observation):

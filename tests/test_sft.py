@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from daedalus.designers import RandomDesigner, play
+from daedalus.designers.base import RandomDesigner, play
 from daedalus.env import suite
-from daedalus.language import LanguageDesigner, chat_text, small_model, small_tokenizer
+from daedalus.designers.language import LanguageDesigner, chat_text, small_model, small_tokenizer
 from daedalus.schema import LEVERS, SYSTEM_PROMPT, AmountLever, Mechanism, Observation
-from daedalus.sft import FineTuneSettings, dataset_card, design_pairs, fine_tune, valid_share
+from daedalus.training.sft import FineTuneSettings, dataset_card, design_pairs, fine_tune, valid_share
 
 TOKENIZER = small_tokenizer()
 SEEN = [Observation(round_number=1, episode_length=10,

@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 import daedalus as dd
 from daedalus.cli import app
-from daedalus.designers import FixedDesigner, check_designer
+from daedalus.designers.base import FixedDesigner, check_designer
 from daedalus.env import SUITES
-from daedalus.rivals import RIVALS, rival
-from daedalus.search import best_fixed, oracle
-from daedalus.specs import NAMED, Oracle, designer, model_spec
+from daedalus.designers.rivals import RIVALS, rival
+from daedalus.designers.search import best_fixed, oracle
+from daedalus.designers.specs import NAMED, Oracle, designer, model_spec
 
 STAGES = dd.suite("stages")
 
@@ -21,7 +21,7 @@ STAGES = dd.suite("stages")
 @pytest.fixture
 def asked(monkeypatch):
     """What language models were loaded, and with which options."""
-    from daedalus.language import LanguageDesigner
+    from daedalus.designers.language import LanguageDesigner
 
     calls = []
     monkeypatch.setattr(LanguageDesigner, "load", lambda *spec, **options: calls.append((*map(str, spec), options)) or "model")
@@ -156,7 +156,7 @@ def test_inference_refuses_what_names_no_designer(words, sentence, tmp_path, mon
 def test_a_service_is_run_with_a_designer_by_name(monkeypatch):
     calls = []
     monkeypatch.setattr("daedalus.cli._check_port", lambda *asked: None)
-    monkeypatch.setattr("daedalus.serve.serve", lambda *given: calls.append(given))
+    monkeypatch.setattr("daedalus.serving.serve.serve", lambda *given: calls.append(given))
     done = CliRunner().invoke(app, ["serve", "--model", "contextual"])
     assert done.exit_code == 0, done.output
     *_, load, _, name = calls[0]
@@ -167,7 +167,7 @@ def test_a_service_is_run_with_a_designer_by_name(monkeypatch):
 def test_a_service_says_who_answers():
     from starlette.testclient import TestClient
 
-    from daedalus.serve import arena_designers, create_app
+    from daedalus.serving.serve import arena_designers, create_app
 
     service = create_app(load=lambda: designer("default"), page=False, name="default")
     with TestClient(service, base_url="http://localhost") as client:

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from daedalus.designers import FixedDesigner, informed_greedy
+from daedalus.designers.base import FixedDesigner, informed_greedy
 from daedalus.env import observe, open_episodes, play_step, suite
 from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism
-from daedalus.states import draw_populations, outlook, restore, snapshot, visits
+from daedalus.designers.states import draw_populations, outlook, restore, snapshot, visits
 
 
 @pytest.fixture(scope="module")

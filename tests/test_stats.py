@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from daedalus.results import CHECKOUT, data_folders
-from daedalus.screens import SUSPICIOUS, TSUCHIURA, auc_interval, tender_table, tsuchiura
-from daedalus.stats import (
+from daedalus.studies.screens import SUSPICIOUS, TSUCHIURA, auc_interval, tender_table, tsuchiura
+from daedalus.studies.stats import (
     against, cluster_counts, counts, crossed_interval, ends, exact_share, interval, picks, resampled_means)
-from daedalus.verify import committed
+from daedalus.pipeline.verify import committed
 
 RNG = np.random.default_rng(4)
 SAMPLE = RNG.random((3, 40))
@@ -20,7 +20,7 @@ SAMPLE = RNG.random((3, 40))
 
 
 def test_the_intervals_of_the_published_comparison():
-    from daedalus.evaluate import evaluate, interquartile_range, yardsticks
+    from daedalus.studies.evaluate import evaluate, interquartile_range, yardsticks
 
     found = committed("baselines")
     sizes = found["provenance"]["parameters"]
@@ -32,7 +32,7 @@ def test_the_intervals_of_the_published_comparison():
 
 
 def test_the_intervals_of_ablations():
-    from daedalus.variants import BASE, ablation_records, rewards_of
+    from daedalus.training.variants import BASE, ablation_records, rewards_of
 
     found, records = committed("ablations"), ablation_records()
     sizes = found["provenance"]["parameters"]
@@ -158,7 +158,7 @@ def test_nothing_else_resamples():
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
         sources[path.name] = "\n".join("\n".join(line for line in part.splitlines() if not line.lstrip().startswith(("!", "%")))
                                        for part in code)
-    for name in ("stats.py", "00_stats.ipynb"):
+    for name in ("stats.py", "40_stats.ipynb"):
         del sources[name]
     for name, source in sources.items():
         for node in ast.walk(ast.parse(source)):

@@ -10,10 +10,11 @@ import matplotlib
 import pytest
 from matplotlib.figure import Figure
 
-from daedalus import paper, reproduce, style
-from daedalus.bidders import KINDS
-from daedalus.designers import FixedDesigner
-from daedalus.evaluate import adaptation, adaptation_plot, yardsticks
+from daedalus.pipeline import paper, reproduce
+from daedalus.studies import style
+from daedalus.market.bidders import KINDS
+from daedalus.designers.base import FixedDesigner
+from daedalus.studies.evaluate import adaptation, adaptation_plot, yardsticks
 from daedalus.results import CHECKOUT, notebook_code, save_figure
 from daedalus.schema import DEFAULT_MECHANISM
 
@@ -80,7 +81,7 @@ def test_a_figure_of_designers_draws_them_with_their_look():
 
 
 def test_notebooks_that_keep_figures_are_among_those_that_draw():
-    keeping = {name for name, code in CODE.items() if re.search(r"\bsave_figure\(\w", code)} - {"00_results"}
+    keeping = {name for name, code in CODE.items() if re.search(r"\bsave_figure\(\w", code)} - {"01_results"}
     assert len(keeping) >= 10 and keeping <= set(DRAWING)
 
 
@@ -88,10 +89,10 @@ def test_notebooks_that_keep_figures_are_among_those_that_draw():
 def test_a_notebook_that_draws_uses_the_style_and_no_other(name):
     code = DRAWING[name]
     assert len(re.findall(r"^(?:[\w, *]+ = )?use_style\(\);?$", code, re.MULTILINE)) == 1
-    if name == "00_style":
+    if name == "41_style":
         return
     assert not re.search(r"style\.use|rcdefaults|rcParams|set_theme|set_style|set_palette|set_context", code)
-    if name != "12_arena":  # a page, with colours of its own for what is no figure
+    if name != "55_arena":  # a page, with colours of its own for what is no figure
         assert not re.search(r"#[0-9a-fA-F]{6}\b", code), "a colour of its own"
 
 
@@ -168,7 +169,7 @@ from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from daedalus import style
+from daedalus.studies import style
 figure = plt.figure()
 figure.subplots().set(xlabel="step", ylabel="reward")
 plain = shell.display_formatter.format(figure)

@@ -16,12 +16,12 @@ from transformers.models.llama4 import processing_llama4
 from transformers.models.qwen2_audio import processing_qwen2_audio
 from transformers.models.smolvlm import processing_smolvlm
 
-from daedalus.grpo import GrpoSettings, reinforce
-from daedalus.language import (
+from daedalus.training.grpo import GrpoSettings, reinforce
+from daedalus.designers.language import (
     LanguageDesigner, chat_text, end_token, mechanism_matcher, messages, padding_token, reply_texts, sample_replies,
     stop_tokens)
 from daedalus.schema import INFORMED_GREEDY, SYSTEM_PROMPT, Mechanism, Observation
-from daedalus.sft import FineTuneSettings, _labelled, fine_tune
+from daedalus.training.sft import FineTuneSettings, _labelled, fine_tune
 
 SHIPPED = {path.stem: path.read_text(encoding="utf-8")
            for path in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))}
@@ -141,7 +141,7 @@ def test_a_tokenizer_without_padding_and_end_is_trained_and_asked(tmp_path):
 def test_a_model_of_grpo_reads_the_prompt_of_use(tmp_path):
     from datasets import Dataset
 
-    from daedalus.grpo import MarketRewards, shared_prompt_trainer, trl_config
+    from daedalus.training.grpo import MarketRewards, shared_prompt_trainer, trl_config
 
     tokenizer = plain(bos_token="<BOS>", eos_token="<EOS>")
     trainer = shared_prompt_trainer()(

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from daedalus.auction import clear, second_price_revenue
-from daedalus.bidders import Population, competitive_surplus
-from daedalus.market import HIDDEN, LOTS, SCORED, simulate
+from daedalus.market.auction import clear, second_price_revenue
+from daedalus.market.bidders import Population, competitive_surplus
+from daedalus.market.engine import HIDDEN, LOTS, SCORED, simulate
 from daedalus.schema import Mechanism
 
 AUCTIONS = 1_000_000

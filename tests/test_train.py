@@ -15,13 +15,13 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from daedalus.bidders import Population
+from daedalus.market.bidders import Population
 from daedalus.env import SUITES
-from daedalus.grpo import GrpoSettings
-from daedalus.language import LanguageDesigner
+from daedalus.training.grpo import GrpoSettings
+from daedalus.designers.language import LanguageDesigner
 from daedalus.results import data_dir
 from daedalus.schema import Mechanism
-from daedalus.train import (
+from daedalus.training.train import (
     SHIPPED, AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train,
     train_further, validation)
 
@@ -55,7 +55,7 @@ def test_stage_names_and_progress():
 
 KILLED = """
 import functools, os, signal, sys
-from daedalus import train
+from daedalus.training import train
 
 @functools.wraps(train.RUNNERS["rft"])   # the phase before it stands on the code that is here
 def killed(model, tokenizer, phase, place):
@@ -148,8 +148,8 @@ def test_the_shipped_designer_is_of_the_training_that_validated_best():
 
 
 def test_validation_is_paired_between_designers_and_meets_no_held_out_population(monkeypatch):
-    from daedalus import train as module
-    from daedalus.designers import FixedDesigner
+    from daedalus.training import train as module
+    from daedalus.designers.base import FixedDesigner
     from daedalus.env import suite
     from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY
 
@@ -182,7 +182,7 @@ def test_as_published_hides_what_is_not_published():
             assert all(o.signals is None and o.mechanism is None for o in observations)
             return [Mechanism()] * len(observations)
 
-    from daedalus.bidders import Population
+    from daedalus.market.bidders import Population
     from daedalus.env import DaedalusEnv
 
     assert AsPublished(Sees())(DaedalusEnv(Population.stage(2)).reset()) == Mechanism()

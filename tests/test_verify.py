@@ -7,12 +7,12 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from daedalus import reproduce, verify
+from daedalus.pipeline import reproduce, verify
 from daedalus.cli import app
 from daedalus.results import CHECKOUT, write_text
-from daedalus.screens import DataUnavailable
-from daedalus.train import SHIPPED
-from daedalus.verify import Claim, claims, committed, holds, leaves, lookup, verdict
+from daedalus.studies.screens import DataUnavailable
+from daedalus.training.train import SHIPPED
+from daedalus.pipeline.verify import Claim, claims, committed, holds, leaves, lookup, verdict
 
 CLAIMS = {claim.id: claim for claim in claims()}
 
@@ -296,7 +296,7 @@ def test_a_notebook_that_fails_is_a_miss_and_one_without_data_is_skipped(project
     assert verify.verify("paper") == 1
     told = capfd.readouterr().out
     assert "30_table: failed" in told and "failed in cell 'cell-1': ZeroDivisionError" in told
-    raises = "from daedalus.screens import DataUnavailable\nraise DataUnavailable('no tenders here')"
+    raises = "from daedalus.studies.screens import DataUnavailable\nraise DataUnavailable('no tenders here')"
     notebook(tmp_path / "nbs" / "30_table.ipynb", "seed = 0\nn = 1", raises, WORK)
 
     def no_data(source):
@@ -369,7 +369,7 @@ def test_every_claim_of_the_paper_is_traced():
     [
         ("verify --only nothing", "there is no claim 'nothing' to verify at profile smoke"),
         ("verify --only nothing --profile paper", "there is no claim 'nothing' to verify at profile paper"),
-        ("verify --only 25_speed", "there is no claim '25_speed' to verify at profile smoke"),
+        ("verify --only 75_speed", "there is no claim '75_speed' to verify at profile smoke"),
         ("verify --only gap-open", "claim 'gap-open' has no spot check: it needs --profile paper"),
         ("verify --profile huge", "profile 'huge' is unknown: use one of smoke, paper"),
         ("trace nothing", "'nothing' is neither the id of a claim, see `daedalus verify --list`, nor a number"),

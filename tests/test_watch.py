@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from daedalus.bidders import COLLUDER, DROPOUT, FLIP, SHILL, TRUTHFUL, Population
-from daedalus.market import LOTS, METRICS, ROUNDS, WARM_UP, advance, new_market, open_market
+from daedalus.market.bidders import COLLUDER, DROPOUT, FLIP, SHILL, TRUTHFUL, Population
+from daedalus.market.engine import LOTS, METRICS, ROUNDS, WARM_UP, advance, new_market, open_market
 from daedalus.schema import DEFAULT_MECHANISM, Mechanism
-from daedalus.watch import bidder_names, lots_table, watch
+from daedalus.market.record import bidder_names, lots_table, watch
 
 seeds = st.integers(0, 2**32)
 

@@ -1,0 +1,1 @@
+"""Designers of mechanisms: by rule, by search, by learning, and language models."""

@@ -1,0 +1,1 @@
+"""The notebooks as a pipeline, the check of every number, and the paper."""

@@ -1,0 +1,1 @@
+"""Studies of designers and markets, and their statistics and figures."""

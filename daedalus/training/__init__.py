@@ -1,0 +1,1 @@
+"""Training a language model to design: supervised, by rejection sampling, by GRPO."""
