@@ -31,7 +31,7 @@ from .results import PACKAGE, check_folder, check_output, install_hint, write_te
 
 if TYPE_CHECKING:
     from daedalus.training.export import HubJob
-    from daedalus.designers.policy import PolicySettings
+    from daedalus.training.policy import PolicySettings
     from daedalus.training.train import Phase, Profile
 
 # %% ../nbs/62_cli.ipynb #app
@@ -215,7 +215,7 @@ def _plan(
     profile: "Profile",
 ) -> Iterator[str]:
     """What a training would do, line by line: its phases, the parameters, and the memory that it needs."""
-    from daedalus.designers.policy import count_parameters, memory_free, memory_needed
+    from daedalus.training.policy import count_parameters, memory_free, memory_needed
 
     yield profile.about
     for number, phase in enumerate(profile.phases, 1):
@@ -231,7 +231,8 @@ def _check_training(
     folders: dict[str, Path],  # by option: where the training writes
 ) -> None:
     """Refuse a training that could not end well, before anything is written."""
-    from daedalus.designers.policy import find_model, memory_free, memory_needed
+    from daedalus.designers.models import find_model
+    from daedalus.training.policy import memory_free, memory_needed
 
     for option, folder in folders.items():
         check_folder(option, folder)

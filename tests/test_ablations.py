@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 from safetensors.torch import load_file
 
 from daedalus.training import variants
-from daedalus.designers.policy import TARGETS
+from daedalus.training.policy import TARGETS
 from daedalus.training.train import borrow_phases, one_thread, phase_folders, profile, run_phases
 from daedalus.training.variants import (
     BASE, AblationPlan, Variant, ablation_plan, ablation_records, merged, read_records, record_key,

@@ -84,7 +84,7 @@ def test_a_model_that_cannot_be_downloaded_is_one_sentence(tmp_path):
 
 def test_too_little_memory_is_one_sentence_with_both_numbers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("daedalus.designers.policy.memory_free", lambda: 2**29)
+    monkeypatch.setattr("daedalus.training.policy.memory_free", lambda: 2**29)
     done = CliRunner().invoke(app, ["train", "--profile", "card"])
     assert done.exit_code == 2 and list(tmp_path.iterdir()) == []
     assert done.stderr.startswith("daedalus: the training needs at least 1.8 GiB of memory, and 512 MiB are free: ")

@@ -75,9 +75,9 @@ def test_a_recipe_works(heading, copy):
         else:
             insert(copy / notebook, name, above, text)
     run(copy, str(Path(sys.executable).parent / "nbdev-export"))
-    changed = {path.name for path in before if path.read_bytes() != before[path]}
-    modules = {re.search(r"default_exp (\w+)", (copy / notebook).read_text())[1] for _, notebook, *_ in steps}
-    assert changed - {"_modidx.py"} == {f"{module}.py" for module in modules}
+    changed = {path.relative_to(copy / "daedalus").as_posix() for path in before if path.read_bytes() != before[path]}
+    modules = {re.search(r"default_exp ([\w.]+)", (copy / notebook).read_text())[1] for _, notebook, *_ in steps}
+    assert changed - {"_modidx.py"} == {f"{module.replace('.', '/')}.py" for module in modules}
     told = run(copy, sys.executable, "-c", f"import daedalus\nprint(daedalus.__file__)\n{proof}").splitlines()
     assert told[0] == str(copy / "daedalus" / "__init__.py") and len(told) > 1
 

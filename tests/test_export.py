@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from daedalus.training.export import PROBE, ExportError, export, hub_job, merge, model_card, probe_logits, push
-from daedalus.designers.policy import PolicySettings, check_model_folder, load_model, load_policy
+from daedalus.designers.models import check_model_folder, load_model
+from daedalus.training.policy import PolicySettings, load_policy
 
 SMALL = PolicySettings(layers=1, width=64, heads=2)
 ROWS = [{"stage": "SFT", "simulated rounds": 0, "mean R": 0.3311, "95 % interval": "0.320 to 0.341"},

@@ -139,7 +139,7 @@ def test_there_is_one_version():
     assert [path.name for path in MODULES if f'"{version}"' in path.read_text(encoding="utf-8")] == []
 
 
-@pytest.mark.parametrize("path", ["Dockerfile", "Dockerfile.train", "nbs/79_operations.ipynb", "nbs/33_export.ipynb"])
+@pytest.mark.parametrize("path", ["Dockerfile", "Dockerfile.train", "nbs/79_operations.ipynb", "nbs/34_export.ipynb"])
 def test_images_are_named_after_the_version(path):
     named = re.findall(r"\bdaedalus(?:-train)?:(\d[\w.]*)", (CHECKOUT / path).read_text(encoding="utf-8"))
     assert set(named) == {daedalus.__version__}

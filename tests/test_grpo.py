@@ -17,7 +17,7 @@ from daedalus.training.grpo import (
     REWARDS, GrpoAlgorithm, GrpoSettings, MarketRewards, prompt_rows, reinforce, shared_logprobs, shared_prompt_trainer,
     spread_within, training_populations, trl_config)
 from daedalus.designers.language import LanguageDesigner, small_model, small_tokenizer
-from daedalus.designers.policy import load_model
+from daedalus.designers.models import load_model
 from daedalus.schema import INFORMED_GREEDY, Mechanism
 from daedalus.training.sft import FineTuneSettings, _trainer_settings, design_pairs, fine_tune
 from daedalus.designers.states import outlook, restore

@@ -15,7 +15,8 @@ from shared import HEARS, PATIENCE, until
 from daedalus import jobs
 from daedalus.market.bidders import Population
 from daedalus.env import SUITES
-from daedalus.jobs import Done, Job, JobError, code_hash, cost, episode_scores, job_name, run_jobs
+from daedalus.designers.search import episode_scores
+from daedalus.jobs import Done, Job, JobError, code_hash, cost, job_name, run_jobs
 from daedalus.market.engine import simulate
 from daedalus.schema import DEFAULT_MECHANISM, Mechanism
 from daedalus.designers.search import (
@@ -154,7 +155,7 @@ def test_a_mistake_in_a_job_is_raised_as_it_is(cluster):
 
 
 def test_a_worker_with_other_code_refuses():
-    with pytest.raises(ValueError, match="a worker has other code for daedalus.jobs.episode_scores, or other versions"):
+    with pytest.raises(ValueError, match="a worker has other code for daedalus.designers.search.episode_scores, or other versions"):
         jobs._call(some_jobs(1)[0], "0" * 16)
 
 

@@ -97,7 +97,7 @@ def test_finished_phases_are_not_run_again(tmp_path):
     assert numbers == [0, 1, 2] and trained(tmp_path) == ([], weights)
 
 
-@pytest.mark.parametrize("module", ["market.py", "schema.py", "sft.py", "policy.py"])
+@pytest.mark.parametrize("module", ["market/engine.py", "schema.py", "training/sft.py", "training/policy.py"])
 def test_phases_of_other_code_are_set_aside_and_run_again(tmp_path, edited, capsys, module):
     work = tmp_path / "work"
     _, weights = trained(work)
@@ -112,7 +112,7 @@ def test_phases_of_other_code_are_set_aside_and_run_again(tmp_path, edited, caps
 
 def test_code_that_training_does_not_stand_on_changes_nothing(tmp_path, edited):
     _, weights = trained(tmp_path / "work")
-    edited("screens.py")
+    edited("studies/screens.py")
     assert trained(tmp_path / "work") == ([], weights)
 
 
@@ -173,7 +173,7 @@ def test_a_teacher_of_other_code_is_set_aside(tmp_path, edited, capsys):
     work = tmp_path / "work"
     work.mkdir()
     train._teacher(SMOKE, 3, work)
-    edited("market.py")
+    edited("market/engine.py")
     train._teacher(SMOKE, 3, work)
     assert len(ran) == 2 and len(list(work.glob("teacher-*-3.*.npz"))) == len(list(work.glob("teacher-*-3.*.json"))) == 1
     assert REASON in capsys.readouterr().err
@@ -184,7 +184,7 @@ def test_phases_and_teacher_of_other_code_are_not_borrowed(tmp_path, edited):
     train._teacher(SMOKE, 3, tmp_path / "lender")
     assert borrow_phases(SMOKE, 3, tmp_path / "mine", tmp_path / "lender") == 3 and list((tmp_path / "mine").glob("teacher-*"))
     assert trained(tmp_path / "mine")[0] == []
-    edited("market.py")
+    edited("market/engine.py")
     assert borrow_phases(SMOKE, 3, tmp_path / "other", tmp_path / "lender") == 0 and not list((tmp_path / "other").glob("teacher-*"))
 
 

@@ -12,14 +12,13 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from daedalus.designers import policy
-from daedalus.designers.policy import (
+from daedalus.designers import models as found_models
+from daedalus.designers.models import check_model_folder, find_model, load_model
+from daedalus.training import policy
+from daedalus.training.policy import (
     TARGETS,
     PolicySettings,
-    check_model_folder,
     count_parameters,
-    find_model,
-    load_model,
     load_policy,
     memory_needed,
 )
@@ -109,7 +108,7 @@ def test_a_config_is_enough_to_count(folder, settings):
 
 
 def test_memory_by_hand(monkeypatch):
-    monkeypatch.setattr(policy, "_device", lambda: "cpu")
+    monkeypatch.setattr(policy, "model_device", lambda: "cpu")
     maps = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960)
     rest, trained = 1_543_714_304 - maps, 18_464_768
     assert memory_needed(PUBLISHED) == 4 * (maps + rest) + 16 * trained
@@ -119,7 +118,7 @@ def test_memory_by_hand(monkeypatch):
 
 
 def test_too_little_memory_is_said_with_both_numbers_before_anything_is_fetched(monkeypatch, offline):
-    monkeypatch.setattr(policy, "_device", lambda: "cpu")
+    monkeypatch.setattr(policy, "model_device", lambda: "cpu")
     monkeypatch.setattr(policy, "memory_free", lambda: 2**30)
     with pytest.raises(ValueError, match=r"at least 6\.0 GiB of memory and 1\.0 GiB are free: set lora_rank"):
         load_policy(PUBLISHED, 0)
@@ -290,7 +289,8 @@ class FastLanguageModel:
 @pytest.fixture
 def card(monkeypatch):
     """A machine that believes to have a graphics card."""
-    monkeypatch.setattr(policy, "_device", lambda: "cuda")
+    monkeypatch.setattr(policy, "model_device", lambda: "cuda")
+    monkeypatch.setattr(found_models, "model_device", lambda: "cuda")
     monkeypatch.setattr(policy, "memory_free", lambda: 2**34)
 
 
@@ -305,7 +305,7 @@ def test_unsloth_loads_where_it_is_installed_and_a_card_is_there(settings, folde
 
 
 def test_unsloth_is_not_asked_without_a_card(monkeypatch):
-    monkeypatch.setattr(policy, "_device", lambda: "cpu")
+    monkeypatch.setattr(policy, "model_device", lambda: "cpu")
     monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
     assert policy._unsloth() is None
 

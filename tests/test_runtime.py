@@ -77,7 +77,7 @@ def test_an_edit_of_a_called_function_in_another_file_is_seen_everywhere(package
     places = {"HOME": str(tmp_path / "file")} | {name: str((tmp_path / place).resolve()) for name, place in places.items()}
     os.chmod(tmp_path, 0o700)
     (before,), _ = run("print(stake())", package, **places)
-    edit(package, "bidders.py", '(high - low) / (n * (n + 1.0))', '0.5')
+    edit(package, "market/bidders.py", '(high - low) / (n * (n + 1.0))', '0.5')
     (after,), _ = run("print(stake())", package, **places)
     assert (float(before), float(after)) == (pytest.approx(16 / 6), 8.0)
     assert list(tmp_path.rglob("daedalus.market.engine.read_market-*.code"))
@@ -210,7 +210,7 @@ def test_a_patch_after_the_first_market_is_refused_at_the_next(monkeypatch):
     before = play()
     with monkeypatch.context() as patch:
         patch.setattr(market, "write_scores", print)
-        with pytest.raises(runtime.ChangedCodeError, match=r"daedalus\.market\.write_scores was replaced"):
+        with pytest.raises(runtime.ChangedCodeError, match=r"daedalus\.market\.engine\.write_scores was replaced"):
             play()
         with pytest.raises(runtime.ChangedCodeError):
             dd.DaedalusEnv(dd.Population.stage(0)).reset(0)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from .base import BatchDesigner
+from .models import load_model
 from ..market.engine import SIGNALS
 from ..results import data_dir, install_hint
 from daedalus.schema import (
@@ -622,8 +623,6 @@ class LanguageDesigner(ChatDesigner):
 
         Raises ValueError for a folder that cannot be loaded and for a hub id that cannot be downloaded.
         """
-        from daedalus.designers.policy import load_model
-
         shipped = data_dir() / "designer"
         if path_or_repo is None and not shipped.is_dir():
             raise ValueError("no trained designer has come along: run `make train`, or name a folder or hub id")

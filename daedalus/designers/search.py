@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BLOCK', 'EPISODE', 'ELITE', 'LITTER', 'FIRST_BLOCK', 'FIXED_BLOCK', 'CHOICE_BLOCK', 'LEAST_ROUNDS', 'Draw',
            'TEACHERS', 'FINALISTS', 'LIBRARY', 'HORIZON', 'LIBRARY_BLOCK', 'LESSON_BLOCK', 'SPELL_BLOCK', 'TRIAL_BLOCK',
-           'ENDING', 'WAVE', 'LANDMARKS', 'TRIALS', 'LAST', 'score', 'mutate', 'climb', 'choose_each', 'choose',
-           'Search', 'everyone', 'search_suites', 'climb_rounds', 'choice_rounds', 'search_record', 'kept_search',
-           'part_again', 'best_fixed', 'oracle', 'block_keys', 'find_library', 'Examples', 'try_library', 'contextual',
-           'ThompsonSampler', 'rest_of_spell', 'bandit', 'optimise_fixed']
+           'ENDING', 'WAVE', 'LANDMARKS', 'TRIALS', 'LAST', 'episode_scores', 'score', 'mutate', 'climb', 'choose_each',
+           'choose', 'Search', 'everyone', 'search_suites', 'climb_rounds', 'choice_rounds', 'search_record',
+           'kept_search', 'part_again', 'best_fixed', 'oracle', 'block_keys', 'find_library', 'Examples', 'try_library',
+           'contextual', 'ThompsonSampler', 'rest_of_spell', 'bandit', 'optimise_fixed']
 
 # %% ../../nbs/22_search.ipynb #imports
 import json
@@ -22,9 +22,21 @@ from .critic import Critic
 from .base import READINGS, ContextualDesigner, Kernel, KernelRidge, explore, holding_rewards, readings
 from ..env import SUITES, draw_training_population, observe, open_episodes, play_step, suite
 from ..jobs import Done, Job, made_by, run_jobs
-from ..market.engine import ROUNDS, WARM_UP, simulate
+from ..market.engine import ROUNDS, SCORES, WARM_UP, simulate
 from ..results import data_dir, install_hint, read_result, short_hash
 from ..schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, Mechanism, whole_number
+
+# %% ../../nbs/22_search.ipynb #episode-scores
+def episode_scores(
+    mechanism: Mechanism,
+    population: Population,
+    episodes: int,   # at least 1
+    seed: int = 0,   # from 0
+) -> dict[str, float]: # by name of a score
+    "Mean scores of a mechanism over some episodes, as a job."
+    keys = np.stack([np.full(episodes, seed, np.uint64), np.arange(episodes, dtype=np.uint64)], 1)
+    outcomes = simulate(mechanism, population, keys)
+    return {name: float(getattr(outcomes, name).mean()) for name in SCORES}
 
 # %% ../../nbs/22_search.ipynb #score
 BLOCK = 2**32   # episode numbers of block b begin at b * BLOCK

@@ -230,7 +230,7 @@ def _parameters(
     profile: str,
 ) -> Any:
     """The counts, made once."""
-    from daedalus.designers.policy import count_parameters
+    from daedalus.training.policy import count_parameters
     from daedalus.training.train import profile as profile_of
 
     return count_parameters(profile_of(profile).policy)
@@ -286,7 +286,8 @@ def rival_learned(
     name: str,  # of a rival that learns alone
 ) -> str:
     """A hash of a rival's file when it learns again, in a process that rounds as those of notebooks do."""
-    return _apart(f"from daedalus.designers.rivals import learned_hash; print(learned_hash({name!r}, {source['parameters']['seed']}))")
+    return _apart("from daedalus.designers.rivals import learned_hash; "
+                  f"print(learned_hash({name!r}, {source['parameters']['seed']}))")
 
 
 def search_part(
@@ -294,7 +295,8 @@ def search_part(
     at: int,  # of the parts of the record
 ) -> str:
     """A hash of what the search finds for one population when it searches again, in such a process."""
-    return _apart(f"from daedalus.designers.search import kept_search, part_again; print(part_again(kept_search(), {at}))")
+    return _apart("from daedalus.designers.search import kept_search, part_again; "
+                  f"print(part_again(kept_search(), {at}))")
 
 
 def _apart(
