@@ -25,6 +25,7 @@ from daedalus.serving import arena as arena_module
 from daedalus.serving.arena import (
     NOBODY, SCORE_NAMES, SIDES, VISITORS, Choice, arena_of, arena_page, episode_table, link_of, mount_arena, open_arena,
     own_head, populations)
+from daedalus.market.bidders import KINDS
 from daedalus.market.engine import SCORES, advance, new_market
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY
 
@@ -253,7 +254,7 @@ def test_types_differ_in_shape_and_letter_and_not_only_in_colour():
     style = next(text for at, text in page.text.items() if page.found[at][0] == "style")
     outlines = [style.split(f".dd-k{kind} {{ ")[1].split("--dd-shape: ")[1].split(";")[0] for kind in range(5)]
     assert len(set(outlines)) == 5
-    assert len({kind[0] for kind in dd.bidders.KINDS}) == 5
+    assert len({kind[0] for kind in KINDS}) == 5
     for at, (tag, attributes) in enumerate(page.found):
         if tag == "b" and "dd-k" in attributes.get("class", ""):
             raise AssertionError(f"{page.text[at]} is coloured text")

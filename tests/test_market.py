@@ -673,10 +673,10 @@ STEPS_OF_A_SESSION = ("enter", "choose", "ring_meets", "draw_bids", "list_bids",
 
 @pytest.mark.parametrize("name", STEPS_OF_A_SESSION)
 def test_the_loop_of_the_engine_is_written_once(name):
-    "No module but the market calls a step of a session, and that in one place."
+    "No module but the engine calls a step of a session, and that in one place."
     called = [path.stem for path in runtime.PACKAGE.rglob("*.py")
               for _ in re.findall(rf"(?<!def )(?<![\w.]){name}\((?:market|rules|behaviour),? ", path.read_text(encoding="utf-8"))]
-    assert called == ["market"]
+    assert called == ["engine"]
 
 
 # Threads

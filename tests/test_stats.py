@@ -152,7 +152,8 @@ def test_a_mean_is_judged_by_its_standard_error():
 
 def test_nothing_else_resamples():
     """No module and no notebook imports SciPy's bootstrap, or takes the middle 95 % by itself."""
-    sources = {path.name: path.read_text(encoding="utf-8") for path in (CHECKOUT / "daedalus").glob("*.py")}
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (CHECKOUT / "daedalus").glob("**/*.py")
+               if path.name != "__init__.py"}
     for path in (CHECKOUT / "nbs").glob("*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
