@@ -428,6 +428,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'daedalus/market/bidders.py'),
                                          'daedalus.market.bidders.Population.stage': ( 'bidders.html#population.stage',
                                                                                        'daedalus/market/bidders.py'),
+                                         'daedalus.market.bidders.Population.traits': ( 'bidders.html#population.traits',
+                                                                                        'daedalus/market/bidders.py'),
                                          'daedalus.market.bidders.PopulationError': ( 'bidders.html#populationerror',
                                                                                       'daedalus/market/bidders.py'),
                                          'daedalus.market.bidders.arm_chances': ('bidders.html#arm_chances', 'daedalus/market/bidders.py'),

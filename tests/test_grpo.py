@@ -11,7 +11,7 @@ import trl
 from datasets import Dataset
 from trl import GRPOTrainer
 
-from daedalus.market.bidders import Population
+from daedalus.market.bidders import TRAIT, Population
 from daedalus.env import suite
 from daedalus.training.grpo import (
     REWARDS, GrpoAlgorithm, GrpoSettings, MarketRewards, prompt_rows, reinforce, shared_logprobs, shared_prompt_trainer,
@@ -88,7 +88,7 @@ def test_populations_are_drawn_as_asked(folder):
     staged = crowded.replace(populations="curriculum")
     assert people not in training_populations(staged, 5, 0.5, np.random.default_rng(0), lambda rng: people)
     designer = LanguageDesigner(*load_model(folder), constrained=False)
-    asked, usual = ({restore(row["state"]).market.traits[0, 0] for row in prompt_rows(designer, SETTINGS, 0, **draw)}
+    asked, usual = ({restore(row["state"]).market.traits[0, TRAIT.bidders] for row in prompt_rows(designer, SETTINGS, 0, **draw)}
                     for draw in ({"draw": lambda rng: people}, {}))
     assert 16 in asked and 16 not in usual   # the usual draw has 12 bidders at most
 

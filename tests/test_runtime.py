@@ -17,14 +17,14 @@ HERE = runtime.PACKAGE.parent
 # A caller in one module, what it calls in another: the stake of a market of stage 0 is LOTS times the surplus.
 STAKE = """
 import numpy as np
-from daedalus.market.bidders import Rules
+from daedalus.market.bidders import Population, Rules
 from daedalus.market.engine import read_market
 from daedalus.schema import DEFAULT_MECHANISM
 
 def stake():
     rules = Rules(*DEFAULT_MECHANISM.to_array())
-    kind, traits = np.zeros(2, np.int64), np.array([2.0, 1.0, 0.0, 1.0, 0.0, 0.0])
-    return read_market(np.zeros(2, np.uint64), 0, kind, traits, rules).stake
+    traits = Population(truthful=2, value_low=0.0).traits()
+    return read_market(np.zeros(2, np.uint64), 0, np.zeros(2, np.int64), traits, rules).stake
 """
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from .base import DESIGNERS, FixedDesigner, Player, as_designer, informed_greedy
 from ..env import SUITES, Episodes, suite
 from .language import LanguageDesigner
+from ..market.bidders import TRAIT
 from ..market.engine import MarketState, new_market
 from .rivals import RIVALS, rival
 from ..schema import Mechanism
@@ -27,7 +28,7 @@ def _population_key(
     at: int,  # which of the batch
 ) -> tuple:
     """What tells a population from others."""
-    bidders = int(market.traits[at, 0])
+    bidders = int(market.traits[at, TRAIT.bidders])
     return *market.traits[at].tolist(), *market.kind[at, :bidders].tolist()
 
 

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KINDS', 'TRUTHFUL', 'SHADER', 'DROPOUT', 'COLLUDER', 'EXPLOITER', 'ALLOW', 'RESTRICT', 'SUSPECTED', 'CONFIRMED',
            'ARMS', 'FLIP', 'SHILL', 'MOVES', 'BEHAVIOUR', 'Rules', 'NOTHING', 'PRICE_ONLY', 'EVERYTHING', 'SHILL_FROM',
-           'SHILL_TO', 'MAX_BIDDERS', 'MAX_UNITS', 'Count', 'Units', 'shade', 'Behaviour', 'read_rules', 'openness',
-           'competitive_surplus', 'arm_chances', 'draw_arm', 'shader_slopes', 'credit_one_unit', 'credit_two_units',
-           'feedback', 'update_arms', 'entry_probability', 'monitoring', 'detection', 'ring_resolve', 'flip_payoff',
-           'shill_detection', 'shill_range', 'shill_payoff', 'credit_tricks', 'PopulationError', 'Population']
+           'SHILL_TO', 'TRAITS', 'TRAIT', 'MAX_BIDDERS', 'MAX_UNITS', 'Count', 'Units', 'shade', 'Behaviour',
+           'read_rules', 'openness', 'competitive_surplus', 'arm_chances', 'draw_arm', 'shader_slopes',
+           'credit_one_unit', 'credit_two_units', 'feedback', 'update_arms', 'entry_probability', 'monitoring',
+           'detection', 'ring_resolve', 'flip_payoff', 'shill_detection', 'shill_range', 'shill_payoff',
+           'credit_tricks', 'PopulationError', 'Population']
 
 # %% ../../nbs/12_bidders.ipynb #imports
 import math
@@ -313,6 +314,10 @@ def credit_tricks(
     start, stop = shill_range(rules, price, low, high)
     credit[bidder, SHILL] += shill_payoff(base, beat, start, stop, n_items, behaviour.kickback)
 
+# %% ../../nbs/12_bidders.ipynb #traits
+TRAITS = ("bidders", "n_items", "value_low", "value_high", "second_unit", "return_rate")
+TRAIT = named("Traits", TRAITS, __name__)(*range(len(TRAITS)))   # the place of each, by name
+
 # %% ../../nbs/12_bidders.ipynb #population
 MAX_BIDDERS, MAX_UNITS = 64, 8
 Count = Annotated[int, whole(0, MAX_BIDDERS)]
@@ -357,6 +362,10 @@ class Population(Record):
     def kinds(self) -> np.ndarray:
         "The type of each bidder, int64 [bidders], as an index into KINDS."
         return np.repeat(np.arange(len(KINDS)), self.counts)
+
+    def traits(self) -> np.ndarray:
+        "What compiled code reads of the market, float64 [traits], in the order of TRAIT."
+        return np.array([getattr(self, name) for name in TRAIT._fields], np.float64)
 
     @classmethod
     def stage(cls,

@@ -28,7 +28,7 @@ from .bidders import (
     ARMS, BEHAVIOUR, COLLUDER, CONFIRMED, DROPOUT, EXPLOITER, FLIP, MOVES, NOTHING, PRICE_ONLY, RESTRICT, SHILL,
     SUSPECTED, ALLOW, TRUTHFUL, Behaviour, Population, arm_chances, competitive_surplus, credit_one_unit, credit_tricks,
     credit_two_units, detection, draw_arm, entry_probability, feedback, read_rules, ring_resolve, shade,
-    shader_slopes, shill_detection, shill_range, update_arms)
+    shader_slopes, shill_detection, shill_range, update_arms, TRAIT)
 from .noise import fill_uniforms
 from .._runtime import check_compiled, compiled, in_threads, named, shares, use_threads
 from .rewards import fairness, stability
@@ -61,7 +61,7 @@ class MarketState(NamedTuple):
     "Everything a batch of markets remembers from one session to the next; `advance` changes it in place."
     key: np.ndarray         # uint64 [batch, 2]: seed and episode
     kind: np.ndarray        # int64 [batch, n]: type of each bidder, -1 for an empty seat
-    traits: np.ndarray      # float64 [batch, 6]: bidders, units, values from and to, a second unit, return rate
+    traits: np.ndarray      # float64 [batch, traits]: numbers of the population, by name of TRAIT
     round: np.ndarray       # int64 [batch]: sessions played
     log_weight: np.ndarray  # float64 [batch, n, MOVES]: what each bidder has learned of its arms
     belief: np.ndarray      # float64 [batch, 4]: entry outlook, remembered price, ring trust, ring gain
@@ -175,11 +175,10 @@ def new_market(
     different, places = distinct(populations)
     kind = np.full((len(different), max((p.bidders for p in different), default=1)), -1)
     for row, p in zip(kind, different): row[:p.bidders] = p.kinds()
-    traits = np.array([(p.bidders, p.n_items, p.value_low, p.value_high, p.second_unit, p.return_rate)
-                       for p in different],
-                      np.float64).reshape(-1, 6)
+    traits = np.array([p.traits() for p in different]).reshape(-1, len(TRAIT))
     kind, traits = kind[places], traits[places]
-    belief = np.stack([np.ones(batch), traits[:, 2:4].mean(1), np.zeros(batch), np.zeros(batch)], 1)
+    middle = traits[:, [TRAIT.value_low, TRAIT.value_high]].mean(1)
+    belief = np.stack([np.ones(batch), middle, np.zeros(batch), np.zeros(batch)], 1)
     return MarketState(_keys(seeds, batch), kind, traits, np.zeros(batch, np.int64),
                        np.zeros((*kind.shape, MOVES)), belief)
 
@@ -207,13 +206,14 @@ def read_market(
     rules,                  # Rules
 ):
     "Name the numbers of one market; a withdrawal penalty of 1 is the surplus that a winner expects in a competitive lot."
-    n, low, high = int(traits[0]), traits[2], traits[3]
+    n, items = int(traits[TRAIT.bidders]), int(traits[TRAIT.n_items])
+    low, high = traits[TRAIT.value_low], traits[TRAIT.value_high]
     members, learners = 0, 0
     for i in range(n):
         members += kind[i] == COLLUDER
         learners += kind[i] != TRUTHFUL
-    surplus = competitive_surplus(low, high, n)
-    return Market(key[0], key[1], now, n, int(traits[1]), low, high, traits[4] if traits[1] > 1 else 0.0, traits[5],
+    surplus, second_unit = competitive_surplus(low, high, n), traits[TRAIT.second_unit] if items > 1 else 0.0
+    return Market(key[0], key[1], now, n, items, low, high, second_unit, traits[TRAIT.return_rate],
                   members, learners, LOTS * surplus, rules.withdrawal_penalty * n * surplus)
 
 # %% ../../nbs/15_engine.ipynb #accounts
@@ -272,7 +272,7 @@ def make_floor(
     accounts: Accounts,
 ) -> Floor:
     "Scratch arrays that are large enough for every market of a batch, with the rows of the first."
-    n, items = state.kind.shape[1], int(state.traits[:, 1].max())
+    n, items = state.kind.shape[1], int(state.traits[:, TRAIT.n_items].max())
     lines, wholes = [np.zeros(n) for _ in range(5)], [np.zeros(n, np.int64) for _ in range(4)]
     return Floor._make([
         state.kind[0], state.log_weight[0], state.belief[0], np.zeros(n + 8), *lines,
@@ -288,7 +288,7 @@ def enter_floor(
     floor,              # the batch's scratch arrays
 ):
     "The floor of market `b`: its rows of state and accounts, and lists no longer than its lots need."
-    items = int(state.traits[b, 1])
+    items = int(state.traits[b, TRAIT.n_items])
     listed = items + (2 if items == 1 else 3)
     return Floor(state.kind[b], state.log_weight[b], state.belief[b], floor.value, floor.bid, floor.bid2,
                  floor.slope, floor.slope2, floor.start, accounts.net[b], accounts.surplus[b], floor.arm, floor.present,
@@ -949,7 +949,8 @@ def outcomes_of(
     excess, variance = scores[..., COLUMN.pairs].sum(1), scores[..., COLUMN.pairs_variance].sum(1)
     suppression = np.maximum(0.0, -excess / np.sqrt(np.where(variance > 0, variance, np.inf)))
     seen, hidden = len(SCORES), slice(COLUMN.shading, COLUMN.pairs)
-    signals = np.concatenate([state.traits[:, :2], mean[:, seen:COLUMN.shading], suppression[:, None]], 1)
+    size = state.traits[:, [TRAIT.bidders, TRAIT.n_items]]
+    signals = np.concatenate([size, mean[:, seen:COLUMN.shading], suppression[:, None]], 1)
     outcomes = Outcomes._make([*mean[:, :seen].T, signals, mean[:, hidden], share.mean(1)])
     return outcomes._replace(reward=_scored(scored, share, objective).mean(1))
 

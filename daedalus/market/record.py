@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .bidders import BEHAVIOUR, KINDS, Behaviour
+from .bidders import BEHAVIOUR, KINDS, TRAIT, Behaviour
 from .engine import LOTS, METRICS, ROUNDS, MarketState, make_floor, open_accounts, play
 from ..schema import Mechanism, whole_number
 
@@ -75,7 +75,7 @@ def watch(
         raise ValueError(f"at must be one of the batch's {len(state.key)} markets, counted from 0, not {at!r}")
     rounds = whole_number(rounds, "rounds")
     one, row = state.select([at]), mechanism.to_array()[None]
-    record, accounts = _blank(int(one.traits[0, 0]), int(one.traits[0, 1])), open_accounts(one, rounds)
+    record, accounts = _blank(int(one.traits[0, TRAIT.bidders]), int(one.traits[0, TRAIT.n_items])), open_accounts(one, rounds)
     floor = make_floor(one, accounts)
     play(one, row, behaviour, floor, accounts, 0, rounds - 1, None, None)
     play(one, row, behaviour, floor, accounts, rounds - 1, rounds, None, record)
