@@ -1,5 +1,6 @@
 """Notebooks as reading: each says what it promises and shows, and where to go from there."""
 
+import ast
 import json
 import re
 
@@ -96,3 +97,149 @@ def test_the_name_of_another_notebook_is_a_link_to_it(name):
 def test_code_fits_the_page(name):
     long = [line for kind, text in texts(NOTEBOOKS[name]) if kind == "code" for line in text.splitlines() if len(line) > 128]
     assert long == []
+
+
+# Shown working
+
+SHARE, SCREEN = 0.7, 40   # of the exported cells of a notebook that are shown in use right below; lines of a cell
+EMPTY = {"bool", "callable", "dir", "hasattr", "help", "id", "isinstance", "issubclass", "print", "repr", "str", "type", "vars"}
+SHOWS = {"print", "display", "show", "save_figure"}
+BEHIND = {
+    "02_schema", "03_tables", "04_jobs", "10_noise", "12_bidders", "13_learners", "15_engine", "16_record",
+    "17_env", "20_designers", "21_critic", "24_models", "25_language", "27_rivals", "30_policy", "31_sft",
+    "32_rft", "33_grpo", "34_export", "35_train", "36_variants", "41_style", "42_evaluate", "43_exploit",
+    "44_redteam", "45_pareto", "50_openenv", "51_sessions", "53_connections", "54_pages", "57_adapters",
+    "60_reproduce", "61_verify", "62_cli", "90_paper"}   # whose turn has not come
+LONG = {
+    "00_runtime#kept-code": "still to be split",
+    "02_schema#types-range": "still to be split",
+    "02_schema#record": "still to be split",
+    "02_schema#number-levers": "still to be split",
+    "02_schema#mechanism": "still to be split",
+    "03_tables#array": "still to be split",
+    "04_jobs#code-hash": "still to be split",
+    "12_bidders#population": "still to be split",
+    "17_env#episodes": "still to be split",
+    "17_env#env": "still to be split",
+    "17_env#gym-class": "still to be split",
+    "20_designers#ask": "still to be split",
+    "21_critic#critic": "still to be split",
+    "21_critic#fit": "still to be split",
+    "22_search#search-suites": "still to be split",
+    "22_search#contextual": "still to be split",
+    "22_search#optimise": "still to be split",
+    "23_iterate#improve": "still to be split",
+    "25_language#chat-text": "still to be split",
+    "25_language#language-designer": "still to be split",
+    "27_rivals#files": "still to be split",
+    "32_rft#teacher": "still to be split",
+    "33_grpo#market-rewards": "still to be split",
+    "33_grpo#shared-prompt-trainer": "still to be split",
+    "33_grpo#reinforce": "still to be split",
+    "34_export#card-body": "still to be split",
+    "35_train#profile": "still to be split",
+    "35_train#kept": "still to be split",
+    "35_train#run-rft": "still to be split",
+    "35_train#run-phase": "still to be split",
+    "35_train#borrow": "still to be split",
+    "35_train#report": "still to be split",
+    "36_variants#run-ablations": "still to be split",
+    "44_redteam#rewards": "still to be split",
+    "44_redteam#strategy": "still to be split",
+    "50_openenv#rubrics": "still to be split",
+    "50_openenv#env": "still to be split",
+    "51_sessions#sessions": "still to be split",
+    "51_sessions#queue": "still to be split",
+    "51_sessions#designer-queue": "still to be split",
+    "53_connections#requests": "still to be split",
+    "57_adapters#bidder-class": "still to be split",
+    "57_adapters#market-tool": "still to be split",
+    "60_reproduce#environment": "still to be split",
+    "60_reproduce#room": "still to be split",
+    "60_reproduce#run-notebook": "still to be split",
+    "60_reproduce#writers": "still to be split",
+    "60_reproduce#tasks": "still to be split",
+    "60_reproduce#report": "still to be split",
+    "60_reproduce#reproduce": "still to be split",
+    "61_verify#lookup": "still to be split",
+    "61_verify#spot-rewards": "still to be split",
+    "61_verify#rows": "still to be split",
+    "61_verify#recompute": "still to be split",
+    "61_verify#figures": "still to be split",
+    "61_verify#verify": "still to be split",
+    "62_cli#sentence": "still to be split",
+    "62_cli#train": "still to be split",
+    "62_cli#reproduce": "still to be split",
+    "62_cli#serve": "still to be split",
+    "90_paper#tables": "still to be split",
+}
+
+
+def tree_of(text):
+    """The code of a cell, without the lines that are none of Python's."""
+    return ast.parse("\n".join("" if line[:1] in "%!" else line for line in text.splitlines()))
+
+
+def named_in(tree):
+    """The names that a cell makes some use of: to ask whether a function is callable, or for its name, is none."""
+    inside = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+
+    def is_use(node):
+        around = inside[node]
+        if isinstance(around, ast.Call) and node in around.args:
+            return getattr(around.func, "id", None) not in EMPTY
+        return not isinstance(around, ast.Expr) and not (isinstance(around, ast.Attribute) and around.attr.startswith("__"))
+
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and is_use(node)}
+
+
+def shows(tree):
+    """Whether a cell shows or asserts something: its last value, a print, a figure."""
+    called = (getattr(node.func, "id", None) or getattr(node.func, "attr", None)
+              for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return (isinstance(tree.body[-1], ast.Expr) or not SHOWS.isdisjoint(called)
+            or any(isinstance(node, ast.Assert) for node in ast.walk(tree))) if tree.body else False
+
+
+def shown_below(code):
+    """By the first name that an exported cell of `code` defines, whether a cell before the next exported one shows it."""
+    shown, names = {}, set()
+    for text in code:
+        tree = tree_of(text)
+        if text.startswith("#| export"):
+            defined = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+            names = set(defined)
+            shown |= dict.fromkeys(defined[:1], False)
+            first = defined[0] if defined else None
+        elif names and shows(tree) and names & named_in(tree):
+            shown[first] = True
+    return shown
+
+
+def code_of(name):
+    return [text for kind, text in texts(NOTEBOOKS[name]) if kind == "code"]
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if name not in BEHIND and any("#| export" in text for text in code_of(name))])
+def test_what_a_notebook_exports_is_shown_in_use_right_below(name):
+    """Of the exported cells that define a function or a class, at least SHARE are followed, before the next exported
+    cell, by a cell that uses one of these by its name and shows something: a value, a print, a figure or an assertion.
+    """
+    shown = shown_below(code_of(name))
+    never = [first for first, one in shown.items() if not one]
+    assert len(never) <= (1 - SHARE) * len(shown) + 1e-9, f"not shown: {', '.join(never)}"
+
+
+@pytest.mark.parametrize("below, shown", [
+    ("f(2)", True), ("assert f(2) == 4", True), ("print(f(2))", True), ("x = f(2)", False), ("callable(f)", False), ("f", False),
+    ("print(f)", False), ("f.__name__", False), ("g(2)", False), ("list(map(f, (1, 2)))", True), ("", False)])
+def test_only_a_real_use_counts_as_shown(below, shown):
+    assert shown_below(["#| export\ndef f(x):\n    return 2 * x", below]) == {"f": shown}
+
+
+def test_an_exported_cell_fits_a_screen():
+    tall = {f"{name}#{cell['id']}" for name, path in NOTEBOOKS.items()
+            for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+            if "".join(cell["source"]).startswith("#| export") and len("".join(cell["source"]).splitlines()) > SCREEN}
+    assert tall <= set(LONG), "split these into functions that fit a screen"
+    assert all(len(reason.split()) >= 3 for reason in LONG.values())

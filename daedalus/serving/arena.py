@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDES', 'FILTERS', 'SCORE_NAMES', 'TOP_PRICE', 'OUTLINES', 'MANUAL', 'NOBODY', 'LARGEST_SEED', 'BEAT', 'ADVERSARIES',
-           'AUTO', 'PAUSE', 'WORKING', 'WISH', 'WORK', 'QUERY', 'LIVE', 'DESCRIPTION', 'VISITORS', 'Turn', 'Side',
+           'AUTO', 'PAUSE', 'WORKING', 'WISH', 'WORK', 'QUERY', 'DESCRIPTION', 'LIVE', 'VISITORS', 'Turn', 'Side',
            'Arena', 'open_arena', 'render', 'populations', 'Choice', 'link_of', 'arena_of', 'episode_table',
            'project_links', 'arena_page', 'own_head', 'OwnHead', 'mount_arena']
 
@@ -477,6 +477,9 @@ def _lever_control(
     return gr.Dropdown([(lever.words(choice), choice) for choice in lever.settings], **known)
 
 # %% ../../nbs/55_arena.ipynb #controls
+AUTO, PAUSE = "Auto", "Pause"
+
+
 def _choices(
     gr,  # the gradio module
     names: Sequence[str],  # of the designers; the second to start on the left, the last on the right
@@ -536,9 +539,6 @@ def _takeaway(
     return _filled("away.html", link=link_of(arena), files=files)
 
 # %% ../../nbs/55_arena.ipynb #events
-AUTO, PAUSE = "Auto", "Pause"
-
-
 class _Buttons:
     """What the page does; every method answers with the new value of each part that changes."""
 
@@ -701,6 +701,8 @@ def project_links() -> dict[str, str]:
     return {"the code": home, "the paper": f"{home}/blob/main/paper/paper.pdf"}
 
 # %% ../../nbs/55_arena.ipynb #page
+DESCRIPTION = ("The model is the referee: it writes the rules of an auction, and the bidders do their worst. Two "
+               "designers, the same market, the same luck, step by step.")
 LIVE = '<p role="status" aria-live="polite" class="daedalus">${value}</p>'  # template of the sentence
 
 
@@ -736,10 +738,6 @@ def arena_page(
     return page
 
 # %% ../../nbs/55_arena.ipynb #head
-DESCRIPTION = ("The model is the referee: it writes the rules of an auction, and the bidders do their worst. Two "
-               "designers, the same market, the same luck, step by step.")
-
-
 def own_head(
     page: str,  # HTML as Gradio sends it
     title: str,

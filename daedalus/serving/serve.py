@@ -81,7 +81,7 @@ def read_frame(
         raise ValueError(f"data must be a JSON object, not {reprlib.repr(message['data'])}")
     return message
 
-# %% ../../nbs/56_serve.ipynb #answer
+# %% ../../nbs/56_serve.ipynb #act
 def _observed(
     told: DaedalusObservation,
 ) -> dict:
@@ -105,7 +105,7 @@ def _act(
         return _observed(env.play(Mechanism(**data)))
     return {"type": "state", "data": env.state.model_dump()}
 
-
+# %% ../../nbs/56_serve.ipynb #answer
 def answer(
     env: DaedalusOpenEnv,  # of the session
     text: str | None,  # of a frame; None: it was not text
@@ -128,10 +128,7 @@ def answer(
     except (ValueError, EpisodeError) as error:
         return error_text(str(error), CODES.EXECUTION_ERROR)
 
-# %% ../../nbs/56_serve.ipynb #converse
-TURN = 16  # answers after which others have their turn, even if more frames wait
-
-
+# %% ../../nbs/56_serve.ipynb #tell
 class Gone(Exception):
     """The client has left in the middle of an answer."""
 
@@ -144,6 +141,9 @@ async def _tell(
         await act
     except (WebSocketDisconnect, OSError, RuntimeError) as error:   # RuntimeError: it was closed before
         raise Gone from error
+
+# %% ../../nbs/56_serve.ipynb #converse
+TURN = 16  # answers after which others have their turn, even if more frames wait
 
 
 async def _converse(
@@ -237,7 +237,7 @@ class CloseRequest(Record):
     model_config = _example(session_id="demo")
     session_id: Name = Field(description="name of a session that reset has opened")
 
-
+# %% ../../nbs/56_serve.ipynb #design-request
 class DesignRequest(Record):
     """What the designer is shown."""
 
@@ -329,7 +329,7 @@ async def state(request: Request, session_id: Annotated[Name, Query()], token: T
     """Where a session's episode stands; who bids is told when it is over."""
     return request.app.state.sessions.state(session_id, token)
 
-# %% ../../nbs/56_serve.ipynb #design
+# %% ../../nbs/56_serve.ipynb #while-there
 async def while_there(
     request: Request,
     work: Awaitable,
@@ -349,7 +349,7 @@ async def while_there(
         task.cancel()
         gone.cancel()
 
-
+# %% ../../nbs/56_serve.ipynb #design
 @router.post("/api/design", responses=refusals(400, 403, 413, 503), tags=["Designer"])
 async def design(request: Request, asked: DesignRequest) -> DesignReply:
     """Ask the designer for a mechanism."""
@@ -452,10 +452,7 @@ async def _stumble(request: Request, error: Exception) -> JSONResponse:
     log("failure", logging.ERROR, id=number, route=getattr(request.scope.get("route"), "path", None))
     return JSONResponse({"detail": f"something went wrong here; the log has it under {number}"}, 500)
 
-# %% ../../nbs/56_serve.ipynb #create-app
-CONTRACT = "1.0.0"  # version of what the service speaks, in OpenEnv's numbering
-
-
+# %% ../../nbs/56_serve.ipynb #furnish
 def _load_trained() -> Player:
     """The designer that comes with the package."""
     return designer("trained")
@@ -476,6 +473,9 @@ def _furnish(
     here.metrics.watch("socket_sessions", "Episodes over sockets", lambda: len(here.sockets))
     here.metrics.watch("designer_waiting", "Requests that wait for the designer", lambda: here.designer_queue.waiting)
     here.metrics.watch("batches_waiting", "Batches that are played or wait", lambda: here.batches)
+
+# %% ../../nbs/56_serve.ipynb #create-app
+CONTRACT = "1.0.0"  # version of what the service speaks, in OpenEnv's numbering
 
 
 def create_app(
