@@ -350,8 +350,8 @@ def test_trade_makes_and_loses_no_money(rules, who, seed):
     state, _ = open_market(who, seed)
     of, rules, floor = at_work(state, rules)
     meets = market.ring_meets(of, rules, BEHAVIOUR, floor)
-    for luck, stream in ((floor.luck, market.REMORSE), (floor.offers, market.RESALE)):
-        fill_uniforms(luck, LOTS * of.items, of.key0, of.key1, of.now, stream, 0)
+    for return_draws, stream in ((floor.return_draws, market.REMORSE), (floor.offers, market.RESALE)):
+        fill_uniforms(return_draws, LOTS * of.items, of.key0, of.key1, of.now, stream, 0)
     for lot in range(LOTS):
         floor.net[:], floor.tally[:] = 0.0, 0.0
         market.draw_bids(of, rules, lot, meets, floor)

@@ -472,11 +472,11 @@ def test_every_notebook_with_a_measured_time_in_its_results_runs_alone():
     assert timed == set(reproduce.alone())
 
 
-def test_a_closed_room_lets_nobody_in_and_waits_for_those_inside():
-    room, left = reproduce.Room(), []
+def test_a_closed_scheduler_starts_nothing_and_waits_for_what_runs():
+    scheduler, left = reproduce.Scheduler(), []
 
     def visit():
-        with room.place("30_a"):
+        with scheduler.slot("30_a"):
             inside.set()
             time.sleep(0.5)
             left.append("30_a")
@@ -484,31 +484,31 @@ def test_a_closed_room_lets_nobody_in_and_waits_for_those_inside():
     inside, visitor = threading.Event(), threading.Thread(target=visit)
     visitor.start()
     inside.wait()
-    room.close()
+    scheduler.close()
     assert left == ["30_a"]
-    with pytest.raises(KeyboardInterrupt), room.place("31_b"):
+    with pytest.raises(KeyboardInterrupt), scheduler.slot("31_b"):
         left.append("31_b")
     visitor.join()
-    assert left == ["30_a"] and list(room.seconds) == ["30_a"]
+    assert left == ["30_a"] and list(scheduler.seconds) == ["30_a"]
 
 
-def test_work_side_by_side_keeps_its_order_and_an_error_closes_the_room():
-    room, names = reproduce.Room(), ["30_a", "31_b", "32_c"]
+def test_work_side_by_side_keeps_its_order_and_an_error_closes_the_scheduler():
+    scheduler, names = reproduce.Scheduler(), ["30_a", "31_b", "32_c"]
 
     def work(name):
-        with room.place(name):
+        with scheduler.slot(name):
             time.sleep(0.3 if name == "30_a" else 0)
             if name == "31_b" and broken:
                 raise ValueError("broken")
             return name.upper()
 
     broken = False
-    assert reproduce.side_by_side(work, names, 2, room) == ["30_A", "31_B", "32_C"]
-    assert not room.closed and set(room.seconds) == set(names)
+    assert reproduce.side_by_side(work, names, 2, scheduler) == ["30_A", "31_B", "32_C"]
+    assert not scheduler.closed and set(scheduler.seconds) == set(names)
     broken = True
     with pytest.raises(ValueError, match="broken"):
-        reproduce.side_by_side(work, names, 2, room)
-    assert room.closed
+        reproduce.side_by_side(work, names, 2, scheduler)
+    assert scheduler.closed
 
 
 @pytest.fixture

@@ -92,8 +92,8 @@ def outlook(
     """The scores that each mechanism would earn from where the episodes stand."""
     states, choices = len(mechanisms), len(mechanisms[0])
     rows = np.repeat(np.arange(states), choices * futures)
-    luck = np.arange(states)[:, None, None] * futures + np.arange(futures)[None, None, :]
-    keys = np.stack([np.full(len(rows), seed), np.broadcast_to(luck, (states, choices, futures)).ravel()], 1)
+    draws = np.arange(states)[:, None, None] * futures + np.arange(futures)[None, None, :]
+    keys = np.stack([np.full(len(rows), seed), np.broadcast_to(draws, (states, choices, futures)).ravel()], 1)
     played = [mechanism for choice in mechanisms for mechanism in choice for _ in range(futures)]
     ahead = episodes.select(rows)
     ahead = ahead._replace(market=ahead.market.reseed(keys))

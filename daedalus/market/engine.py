@@ -145,8 +145,8 @@ def _whole_seeds(
         if given.dtype.kind == "i": raise ValueError
         return np.array([seed_number(each) for each in given.astype(object).flat], np.uint64).reshape(given.shape)
     except ValueError:
-        found = reprlib.repr(given.ravel()[:3].tolist())
-        raise ValueError(f"seeds must be whole numbers from 0, not {found}; the largest is 2**64 - 1") from None
+        shown = reprlib.repr(given.ravel()[:3].tolist())
+        raise ValueError(f"seeds must be whole numbers from 0, not {shown}; the largest is 2**64 - 1") from None
 
 
 def _keys(
@@ -263,7 +263,7 @@ class Floor(NamedTuple):
     who: np.ndarray         # int [units + 3]: their bidders
     best: np.ndarray        # float [units]: the lot's highest values, or bids from outside the ring
     best_who: np.ndarray    # int [units]
-    luck: np.ndarray        # float [LOTS * units + 8]: whether a unit disappoints
+    return_draws: np.ndarray        # float [LOTS * units + 8]: whether a unit disappoints
     offers: np.ndarray      # float [LOTS * units + 8]: resale offers
 
 # %% ../../nbs/15_engine.ipynb #make-floor
@@ -294,7 +294,7 @@ def enter_floor(
                  floor.slope, floor.slope2, floor.start, accounts.net[b], accounts.surplus[b], floor.arm, floor.present,
                  floor.active, floor.valid, floor.chances, floor.credit, accounts.history[b], floor.tally,
                  floor.top[:listed], floor.who[:listed], floor.best[:items], floor.best_who[:items],
-                 floor.luck, floor.offers)
+                 floor.return_draws, floor.offers)
 
 # %% ../../nbs/15_engine.ipynb #enter
 @compiled
@@ -562,7 +562,7 @@ def trade(
         floor.tally[PRICE_SUM] += price
         if floor.arm[i] == FLIP:
             worth = market.low + (behaviour.resale * market.high - market.low) * floor.offers[lot * market.items + at]
-        elif floor.luck[lot * market.items + at] < market.return_rate: worth = 0.0
+        elif floor.return_draws[lot * market.items + at] < market.return_rate: worth = 0.0
         record_sale(lot, at, price, worth, record)
         if worth - price >= -market.withdrawal_fine:
             floor.net[i] += worth - price
@@ -648,7 +648,7 @@ def trade_session(
     "Steps 3 and 4, lot after lot; gives the mean welfare of the lots."
     units, flips = LOTS * market.items, False
     for i in range(market.n): flips |= floor.arm[i] == FLIP
-    if market.return_rate > 0: fill_uniforms(floor.luck, units, market.key0, market.key1, market.now, REMORSE, 0)
+    if market.return_rate > 0: fill_uniforms(floor.return_draws, units, market.key0, market.key1, market.now, REMORSE, 0)
     if flips: fill_uniforms(floor.offers, units, market.key0, market.key1, market.now, RESALE, 0)
     welfare = 0.0
     for lot in range(LOTS):

@@ -272,7 +272,7 @@ def q_learning(
 # %% ../../nbs/13_learners.ipynb #exp3-session
 @compiled
 def _exp3_session(payoffs, revenue, log_weight, key0, key1, rounds, known, behaviour,
-                  acts, draws, chances, told, out_revenue, out_payoffs, out_played):
+                  acts, draws, chances, revealed, out_revenue, out_payoffs, out_played):
     "Play one session; `log_weight` is where the players begin and end."
     cases, n, actions = payoffs.shape[0], acts.size, log_weight.shape[1]
     length = rounds // out_revenue.size
@@ -284,8 +284,8 @@ def _exp3_session(payoffs, revenue, log_weight, key0, key1, rounds, known, behav
             acts[i] = draw_arm(chances[i], actions, draws[i])
         at = profile_of(acts, actions)
         for i in range(n):
-            for action in range(actions): told[action] = payoffs[case, i, other_profile(at, acts, actions, i, action)]
-            update_arms(log_weight[i], told, chances[i], acts[i], actions, known, False, behaviour)
+            for action in range(actions): revealed[action] = payoffs[case, i, other_profile(at, acts, actions, i, action)]
+            update_arms(log_weight[i], revealed, chances[i], acts[i], actions, known, False, behaviour)
         block = t // length
         _count_round(payoffs, revenue, case, at, acts, block, 1 / length, block == out_revenue.size - 1,
                      out_revenue, out_payoffs, out_played)
@@ -307,10 +307,10 @@ def exp3(
     n = game.payoffs.shape[1]
     behaviour = BEHAVIOUR._replace(precision=float(precision), memory=1.0, tremble=float(tremble))
     acts, draws = np.zeros(n, np.int64), np.empty(8 * (n // 8 + 1))
-    chances, told = np.empty((n, game.actions)), np.empty(game.actions)
+    chances, revealed = np.empty((n, game.actions)), np.empty(game.actions)
     for at, (key0, key1) in enumerate(keys):
         _exp3_session(game.payoffs, game.revenue, play.memory[at, :, 0], key0, key1, rounds, known, behaviour,
-                      acts, draws, chances, told, play.revenue[at], play.payoffs[at], play.played[at])
+                      acts, draws, chances, revealed, play.revenue[at], play.payoffs[at], play.played[at])
     return play
 
 # %% ../../nbs/13_learners.ipynb #ucb-session

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['NOTEBOOKS', 'PROFILES', 'SIZES', 'BUILD', 'ONE_CORE', 'SOCKET_PATH', 'QUOTED', 'READ', 'WRITTEN', 'DOIT_CONFIG',
            'MOST_JOBS', 'notebooks', 'profile_params', 'alone', 'NotebookError', 'NotebookSkipped', 'check_parameters',
-           'normalise', 'output_folder', 'steady', 'Room', 'run_notebook', 'writers', 'results_read', 'dependencies',
-           'inputs', 'tree_hash', 'fingerprint', 'built', 'is_current', 'renew', 'in_order', 'tasks', 'seconds_file',
-           'listing', 'keep_outputs', 'make_readme', 'printed', 'headline', 'default_jobs', 'side_by_side', 'reproduce']
+           'normalise', 'output_folder', 'steady', 'Scheduler', 'run_notebook', 'writers', 'results_read',
+           'dependencies', 'inputs', 'tree_hash', 'fingerprint', 'built', 'is_current', 'renew', 'in_order', 'tasks',
+           'seconds_file', 'listing', 'keep_outputs', 'make_readme', 'printed', 'headline', 'default_jobs',
+           'side_by_side', 'reproduce']
 
 # %% ../../nbs/60_reproduce.ipynb #imports
 import json
@@ -200,42 +201,42 @@ def _environment(
              "PYTHONWARNINGS": "ignore:IProgress not found,ignore::FutureWarning"}
     return {**os.environ, **own, **steady(), **quiet}
 
-# %% ../../nbs/60_reproduce.ipynb #room
-class Room:
-    """Where notebooks run, side by side or one alone; it notes how long each took, and closes at an interrupt."""
+# %% ../../nbs/60_reproduce.ipynb #scheduler
+class Scheduler:
+    """Which notebooks run now, side by side or one alone; it notes how long each took, and closes at an interrupt."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}  # by notebook, of those that succeeded
         self.closed = False
         self._changed = threading.Condition()
-        self._inside, self._alone, self._kernels = 0, False, []
+        self._running, self._alone, self._kernels = 0, False, []
 
     @contextmanager
-    def place(
+    def slot(
         self,
         name: str,  # of a notebook
-        alone: bool = False,  # nobody else may be there
+        alone: bool = False,  # no other notebook runs meanwhile
     ) -> Iterator[None]:
-        """Wait for a place and hold it; raises KeyboardInterrupt when the room closes."""
+        """Wait for a slot and hold it; raises KeyboardInterrupt when the scheduler closes."""
         with self._changed:
-            self._changed.wait_for(lambda: self.closed or not (self._alone or (alone and self._inside)))
+            self._changed.wait_for(lambda: self.closed or not (self._alone or (alone and self._running)))
             if self.closed:
                 raise KeyboardInterrupt
-            self._inside, self._alone = self._inside + 1, alone
+            self._running, self._alone = self._running + 1, alone
         start = time.perf_counter()
         try:
             yield
             self.seconds[name] = time.perf_counter() - start
         finally:
             with self._changed:
-                self._inside, self._alone = self._inside - 1, False
+                self._running, self._alone = self._running - 1, False
                 self._changed.notify_all()
 
     def add(
         self,
         kernel: Any,  # KernelManager of a kernel that has just started
     ) -> None:
-        """Note a kernel; end it if the room has closed meanwhile."""
+        """Note a kernel; end it if the scheduler has closed meanwhile."""
         with self._changed:
             self._kernels.append(kernel)
             if self.closed:
@@ -243,15 +244,15 @@ class Room:
 
     def close(
         self,
-        seconds: float = 30.0,  # to wait for those inside, at most
+        seconds: float = 30.0,  # to wait for those that run, at most
     ) -> None:
-        """Let nobody in any more, end all kernels, and wait until everybody has left."""
+        """Start no other notebook, end all kernels, and wait until none runs."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()
             for kernel in self._kernels:
                 self._end(kernel)
-            self._changed.wait_for(lambda: not self._inside, seconds)
+            self._changed.wait_for(lambda: not self._running, seconds)
 
     @staticmethod
     def _end(
@@ -270,14 +271,14 @@ def _kernel_class(
     environment: Mapping[str, str],  # of the kernel
     folder: Path,  # of its own: for its sockets
     beside: Path,  # folder in which it works
-    room: Room,
+    scheduler: Scheduler,
 ) -> type:
     """The class of the kernel manager for one notebook."""
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
 
     class Kernel(AsyncKernelManager):
-        """A kernel of this Python, in an environment and in a room."""
+        """A kernel of this Python, in an environment, known to a scheduler."""
 
         def __init__(self, **options):
             fits = len(os.fsencode(folder / "kernel-ipc-0")) <= SOCKET_PATH
@@ -287,7 +288,7 @@ def _kernel_class(
 
         async def start_kernel(self, **options):  # type: ignore[override]  # the library wraps its own
             await super().start_kernel(**options, env=dict(environment), cwd=str(beside))
-            room.add(self)
+            scheduler.add(self)
 
     return Kernel
 
@@ -314,22 +315,22 @@ def run_notebook(
     params: Mapping[str, Any],  # parameters to change
     out: Path,  # where the executed notebook goes; its folder is made
     profile: str = "smoke",  # decides where results and figures go, see `output_folder`
-    room: Room | None = None,  # where it runs; None: in one of its own
+    scheduler: Scheduler | None = None,  # starts it; None: one of its own
 ) -> Path:
     """Run a notebook from top to bottom in a fresh kernel and keep it, outputs normalised, as `out`.
 
     Raises NotebookError when the parameters do not fit or a cell fails, NotebookSkipped where public data is missing,
-    KeyboardInterrupt when the room closes; `out` is then untouched.
+    KeyboardInterrupt when the scheduler closes; `out` is then untouched.
     """
-    room = room or Room()
+    scheduler = scheduler or Scheduler()
     check_parameters(path, params)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with room.place(path.stem, SIZES[profile] == "paper" and path.stem in alone()):
-        return _execute(path, params, out, profile, room)
+    with scheduler.slot(path.stem, SIZES[profile] == "paper" and path.stem in alone()):
+        return _execute(path, params, out, profile, scheduler)
 
 
-def _execute(path, params, out, profile, room) -> Path:
-    """The part of `run_notebook` that has a place."""
+def _execute(path, params, out, profile, scheduler) -> Path:
+    """The part of `run_notebook` that holds a slot."""
     import papermill
 
     failed = out.with_suffix(".failed.ipynb")
@@ -340,10 +341,10 @@ def _execute(path, params, out, profile, room) -> Path:
     with workshop("daedalus-") as folder:
         running = folder / "running.ipynb"
         try:
-            kernel = _kernel_class(_environment(path, profile), folder, path.parent, room)
+            kernel = _kernel_class(_environment(path, profile), folder, path.parent, scheduler)
             papermill.execute_notebook(path, running, dict(params), kernel_manager_class=kernel, **run)
         except (papermill.PapermillExecutionError, RuntimeError) as error:
-            if room.closed:
+            if scheduler.closed:
                 raise KeyboardInterrupt from None
             failure = _failure(path, running, error)
             write_text(failed, running.read_text(encoding="utf-8"))
@@ -430,7 +431,7 @@ def _result_files(
     """The files in which a run finds the results that it reads, as far as there are any."""
     folders = [output_folder("results", path, profile)] if profile in ("quick", "smoke") else []
     places = ([folder / f"{name}.json" for folder in [*folders, data_dir() / "results"]] for name in results_read(path))
-    return [found[0] for files in places if (found := [file for file in files if file.is_file()])]
+    return [present[0] for files in places if (present := [file for file in files if file.is_file()])]
 
 
 def _shown_files(
@@ -453,8 +454,8 @@ def tree_hash() -> str:
     """A hash of all that the tests depend on: library, tests, notebooks, data, settings and versions."""
     patterns = ("daedalus/**/*.py", "tests/**/*", "nbs/**/*.ipynb", "data/**/*", "paper/**/*", ".github/**/*",
                 ".ci/*", "*")
-    found = {path for pattern in patterns for path in CHECKOUT.glob(pattern) if path.is_file()}
-    files = sorted(path for path in found if not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts))
+    matched = {path for pattern in patterns for path in CHECKOUT.glob(pattern) if path.is_file()}
+    files = sorted(path for path in matched if not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts))
     contents = [part for path in files for part in (path.relative_to(CHECKOUT).as_posix(), path.read_bytes())]
     return short_hash(json.dumps(versions(), sort_keys=True), *contents)
 
@@ -499,11 +500,11 @@ def renew(
     path: Path,  # a notebook
     params: Mapping[str, Any],  # the parameters of its run
     profile: str,  # "smoke", "paper" or "verify"
-    room: Room | None = None,  # where it runs
+    scheduler: Scheduler | None = None,  # that starts it
 ) -> Path:
     """Run a notebook and leave its fingerprint beside the executed copy; raises as `run_notebook` does."""
     before = fingerprint(path, params, profile)
-    out = run_notebook(path, params, built(path, profile), profile, room)
+    out = run_notebook(path, params, built(path, profile), profile, scheduler)
     write_text(out.with_suffix(".sha"), before)
     return out
 
@@ -528,11 +529,11 @@ def in_order(
 # %% ../../nbs/60_reproduce.ipynb #tasks
 def tasks(
     profile: str = "smoke",  # "smoke" or "paper"
-    room: Room | None = None,  # where they run
+    scheduler: Scheduler | None = None,  # that starts them
     only: Sequence[str] = (),  # names of notebooks, which then wait for no others; none: those of the profile
 ) -> Iterator[dict[str, Any]]:
     """One doit task for each notebook, in the order in which they should begin."""
-    changes, room = profile_params(profile), room or Room()
+    changes, scheduler = profile_params(profile), scheduler or Scheduler()
     paths = _chosen(profile, only)
     names = {path.stem for path in paths}
     for path in paths:
@@ -540,7 +541,7 @@ def tasks(
         yield {
             "name": path.stem,
             "doc": _title(path),
-            "actions": [(_run, [*run, room])],
+            "actions": [(_run, [*run, scheduler])],
             "uptodate": [(lambda task, values, *run: is_current(*run), run)],
             "task_dep": [f"notebook:{name}" for name in dependencies(path) if name in names],
             "targets": [built(path, profile)],
@@ -561,13 +562,13 @@ def _run(
     path: Path,  # a notebook
     params: Mapping[str, Any],  # its parameters
     profile: str,  # "smoke" or "paper"
-    room: Room,  # where it runs
+    scheduler: Scheduler,  # that starts it
 ) -> Any:
     """Run a notebook as a task: why it was skipped, if it was, or doit's failure with the sentence to show."""
     from doit.exceptions import TaskFailed
 
     try:
-        renew(path, params, profile, room)
+        renew(path, params, profile, scheduler)
     except NotebookSkipped as reason:
         return {"skipped": str(reason)}
     except NotebookError as error:
@@ -646,19 +647,19 @@ def seconds_file(
 
 
 def _tell_seconds(
-    room: Room,  # after a run
+    scheduler: Scheduler,  # after a run
     profile: str,  # of the run
 ) -> None:
     """Print how long each notebook took, the longest first, and keep it beside what is known of others."""
-    if not room.seconds:
+    if not scheduler.seconds:
         return
     file = seconds_file(profile)
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    ranked = sorted(room.seconds.items(), key=lambda item: -item[1])
+    ranked = sorted(scheduler.seconds.items(), key=lambda item: -item[1])
     known |= {name: round(took, 1) for name, took in ranked}
     write_text(file, json.dumps(known, indent=1, sort_keys=True) + "\n")
-    told = ", ".join(f"{name} {took:.1f}" for name, took in ranked)
-    print(textwrap.fill(f"seconds: {told}; {sum(room.seconds.values()):.1f} in all", 110, break_on_hyphens=False))
+    seconds_text = ", ".join(f"{name} {took:.1f}" for name, took in ranked)
+    print(textwrap.fill(f"seconds: {seconds_text}; {sum(scheduler.seconds.values()):.1f} in all", 110, break_on_hyphens=False))
 
 # %% ../../nbs/60_reproduce.ipynb #listing
 def listing(
@@ -794,7 +795,7 @@ def side_by_side(
     work: Callable[[str], Any],
     names: Sequence[str],  # of notebooks
     jobs: int,  # threads
-    room: Room,  # closed when one fails or an interrupt comes
+    scheduler: Scheduler,  # closed when one fails or an interrupt comes
 ) -> list:  # what `work` returned for each, in order
     """Do some work for each notebook in threads, begun in the given order."""
     with ThreadPoolExecutor(jobs) as pool:
@@ -803,7 +804,7 @@ def side_by_side(
             return [done.result() for done in begun]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            room.close()
+            scheduler.close()
             raise
 
 
@@ -844,9 +845,9 @@ def reproduce(
     from doit.doit_cmd import DoitMain
 
     BUILD.mkdir(exist_ok=True)
-    room, jobs = Room(), jobs or (1 if profile == "quick" else default_jobs())  # one after the other shows a bar
+    scheduler, jobs = Scheduler(), jobs or (1 if profile == "quick" else default_jobs())  # one after the other shows a bar
     config = {**DOIT_CONFIG, "reporter": _report()}
-    loader = ModuleTaskLoader({"task_notebook": lambda: tasks(profile, room, only), "DOIT_CONFIG": config})
+    loader = ModuleTaskLoader({"task_notebook": lambda: tasks(profile, scheduler, only), "DOIT_CONFIG": config})
     # One by one, so that a notebook which waited for another goes on as soon as that is done, before those not begun.
     paths = _chosen(profile, only)
     many = ["--process", str(jobs), "--parallel-type", "thread"] if min(jobs, len(paths)) > 1 else []
@@ -854,8 +855,8 @@ def reproduce(
     try:
         code = DoitMain(loader).run(["run", "--continue", *many, *always, *(f"notebook:{path.stem}" for path in paths)])
     finally:
-        room.close()
-        _tell_seconds(room, profile)
+        scheduler.close()
+        _tell_seconds(scheduler, profile)
     if keep and code == 0:
         for path in paths:
             if built(path, profile).exists():

@@ -29,7 +29,7 @@ from daedalus.pipeline.reproduce import (
     NOTEBOOKS,
     NotebookError,
     NotebookSkipped,
-    Room,
+    Scheduler,
     default_jobs,
     in_order,
     is_current,
@@ -67,11 +67,11 @@ def _claims_file() -> dict:
 
 def claims() -> list[Claim]:
     """All claims, in the order of the file; ValueError if two have one id."""
-    found = [Claim(**{**claim, "path": tuple(claim.get("path", ()))}) for claim in _claims_file()["claims"]]
-    names = [claim.id for claim in found]
+    listed = [Claim(**{**claim, "path": tuple(claim.get("path", ()))}) for claim in _claims_file()["claims"]]
+    names = [claim.id for claim in listed]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"data/claims.json: two claims have the id {twice[0]!r}")
-    return found
+    return listed
 
 # %% ../../nbs/61_verify.ipynb #lookup
 def committed(
@@ -192,8 +192,8 @@ def episode_rewards(
     from daedalus.studies.evaluate import interquartile_range
 
     rewards = _rewards(designer, suite, source["parameters"][episodes], source["parameters"]["seed"])
-    found = float(rewards.mean() if statistic == "mean" else interquartile_range(rewards))
-    return found if decimals is None else round(found, decimals)
+    value = float(rewards.mean() if statistic == "mean" else interquartile_range(rewards))
+    return value if decimals is None else round(value, decimals)
 
 
 @cache
@@ -303,9 +303,9 @@ def _apart(
     code: str,  # that prints something
 ) -> str:
     """What some code prints in a process of its own that rounds as those of notebooks do."""
-    told = subprocess.run([sys.executable, "-c", code], env={**os.environ, **steady()}, capture_output=True, text=True,
+    process = subprocess.run([sys.executable, "-c", code], env={**os.environ, **steady()}, capture_output=True, text=True,
                           check=True)
-    return told.stdout.strip()
+    return process.stdout.strip()
 
 # %% ../../nbs/61_verify.ipynb #spots
 SPOTS: dict[str, Callable] = {function.__name__: function for function in (
@@ -319,8 +319,8 @@ def spot(
     if claim.spot is None:
         raise ValueError(f"claim {claim.id!r} has no spot check: it needs --profile paper")
     name, options = claim.spot
-    found = SPOTS[name](committed(claim.result)["provenance"] if claim.result else {}, **options)
-    return found.item() if hasattr(found, "item") else found
+    value = SPOTS[name](committed(claim.result)["provenance"] if claim.result else {}, **options)
+    return value.item() if hasattr(value, "item") else value
 
 # %% ../../nbs/61_verify.ipynb #rows
 class Row(NamedTuple):
@@ -405,16 +405,16 @@ def spot_row(
 def recompute(
     notebook: str,  # its name
     force: bool = False,  # run even where the last run is current
-    room: Room | None = None,  # where it runs
+    scheduler: Scheduler | None = None,  # that starts it
 ) -> float | None:  # seconds; None: an earlier run was current
     """Run a notebook at full size, away from the committed results; raises as `run_notebook` does."""
     path, params = NOTEBOOKS / f"{notebook}.ipynb", profile_params("verify")[notebook]
     if not force and is_current(path, params, "verify"):
         return None
     shutil.rmtree(BUILD / "verify" / notebook, ignore_errors=True)
-    room = room or Room()
-    renew(path, params, "verify", room)
-    return room.seconds[notebook]
+    scheduler = scheduler or Scheduler()
+    renew(path, params, "verify", scheduler)
+    return scheduler.seconds[notebook]
 
 
 def recomputed(
@@ -447,12 +447,12 @@ def rest(
     """Compare all values of a result that no claim names."""
     before, missing = committed(result)["value"], object()
     claimed = {lookup(before, claim.path)[0] for claim in claims() if claim.result == result}
-    found = dict(leaves(now))
+    after = dict(leaves(now))
     for keys, value in leaves(before):
         if keys not in claimed:
-            other = found.get(keys, missing)
-            told = "MISS" if other is missing else verdict(rest_tolerance(result, keys), value, other)
-            yield keys, value, None if other is missing else other, told
+            other = after.get(keys, missing)
+            word = "MISS" if other is missing else verdict(rest_tolerance(result, keys), value, other)
+            yield keys, value, None if other is missing else other, word
 
 # %% ../../nbs/61_verify.ipynb #figures
 def figures(
@@ -490,13 +490,13 @@ def recompute_claims(
     notebook: str,
     chosen: Sequence[Claim],  # the claims to show
     force: bool = False,
-    room: Room | None = None,  # where it runs
+    scheduler: Scheduler | None = None,  # that starts it
 ) -> Recomputation:
     """Recompute a notebook and compare its results."""
     results = list(_results_of(notebook))
     own = [claim for claim in chosen if claim.result in results]
     try:
-        seconds = recompute(notebook, force, room)
+        seconds = recompute(notebook, force, scheduler)
         now = {name: recomputed(name, notebook) for name in results}
     except NotebookSkipped as reason:
         rows = [_empty_row(claim, "paper", "skipped", str(reason)) for claim in own]
@@ -505,9 +505,9 @@ def recompute_claims(
         rows = [_empty_row(claim, "paper", "failed", str(error)) for claim in own]
         return Recomputation(rows, f"{notebook}: failed", [f"{error}"])
     rows = [_row(claim, "paper", _at(now[str(claim.result)], claim.path), seconds) for claim in own]
-    others = [(name, *told) for name in results for told in rest(name, now[name])]
-    misses = [f"{_places(name, keys)}: committed {before!r}, recomputed {found!r}"
-              for name, keys, before, found, word in others if word == "MISS"]
+    others = [(name, *leaf) for name in results for leaf in rest(name, now[name])]
+    misses = [f"{_places(name, keys)}: committed {before!r}, recomputed {after!r}"
+              for name, keys, before, after, word in others if word == "MISS"]
     drawn = dict(figures(notebook))
     changed = [name for name, equal in drawn.items() if not equal]
     same = sum(word == "same" for *_, word in others)
@@ -582,14 +582,14 @@ def _chosen(
     """The claims to show and the notebooks to recompute."""
     everything, writer = claims(), writers()
     written = sorted({writer[name] for name in writer if (data_dir() / "results" / f"{name}.json").exists()})
-    found = [claim for claim in everything if only in (None, claim.id, writer.get(claim.result or ""))]
+    selected = [claim for claim in everything if only in (None, claim.id, writer.get(claim.result or ""))]
     if profile == "smoke":
-        found = [claim for claim in found if claim.spot or claim.id == only]
-    if only and not found and (profile == "smoke" or only not in written):
+        selected = [claim for claim in selected if claim.spot or claim.id == only]
+    if only and not selected and (profile == "smoke" or only not in written):
         ids = "the id of a claim, see --list" if only not in written else "one with a spot check"
         raise ValueError(f"there is no claim {only!r} to verify at profile {profile}: name a notebook or {ids}")
-    needed = {writer.get(claim.result or "") for claim in found} | ({only} if only in written else set())
-    return found, [name for name in written if only is None or name in needed]
+    needed = {writer.get(claim.result or "") for claim in selected} | ({only} if only in written else set())
+    return selected, [name for name in written if only is None or name in needed]
 
 
 def _recompute_all(
@@ -599,10 +599,10 @@ def _recompute_all(
     jobs: int,  # at a time
 ) -> list[Recomputation]:  # by name
     """Recompute notebooks, side by side and in the order in which `reproduce` begins them."""
-    room = Room()
+    scheduler = Scheduler()
     order = [path.stem for path in in_order([NOTEBOOKS / f"{name}.ipynb" for name in names])]
-    found = side_by_side(lambda name: recompute_claims(name, chosen, force, room), order, jobs, room)
-    return [part for _, part in sorted(zip(order, found, strict=True))]
+    done = side_by_side(lambda name: recompute_claims(name, chosen, force, scheduler), order, jobs, scheduler)
+    return [part for _, part in sorted(zip(order, done, strict=True))]
 
 
 def verify(
@@ -665,20 +665,20 @@ def _origin(
 ) -> Iterator[str]:
     """Where a result comes from: notebook, cell, seed, parameters and the command that makes it again."""
     source = committed(result)["provenance"]
-    told = ", ".join(f"{name} = {value}" for name, value in source["parameters"].items() if _is_number(value))
+    numbers = ", ".join(f"{name} = {value}" for name, value in source["parameters"].items() if _is_number(value))
     notebook = source["notebook"]
     if notebook:
         cell = _writing_cell(result, notebook)
         yield f"made by:    nbs/{notebook}.ipynb" + (f", cell {cell!r}" if cell else ", in a checkout of the project")
-        yield f"parameters: {told}"
+        yield f"parameters: {numbers}"
         yield f"again:      daedalus verify --profile paper --only {notebook}"
     elif result.endswith("/record"):
         yield f"made by:    daedalus {result.partition('/')[0]}"
-        yield f"parameters: {told}"
+        yield f"parameters: {numbers}"
     else:
         profile, seed = result.partition("/")[2].rsplit("-", 1)
         yield f"made by:    daedalus train --profile {profile} --seed {seed}"
-        yield f"parameters: {told}"
+        yield f"parameters: {numbers}"
     yield "versions:   " + ", ".join(f"{name} {number}" for name, number in source["versions"].items())
 
 # %% ../../nbs/61_verify.ipynb #trace-claim
@@ -718,18 +718,18 @@ def trace(
     text = what.replace(",", "").replace("\u2212", "-")
     if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", text):
         raise ValueError(f"{what!r} is neither the id of a claim, see `daedalus verify --list`, nor a number")
-    found = False
+    seen = False
     for result in sorted(file.stem for file in (data_dir() / "results").glob("*.json")):
         places = [(keys, value) for keys, value in leaves(committed(result)["value"]) if _same_number(text, value)]
         for keys, value in places:
             yield f"{_places(f'data/results/{result}.json', keys)} = {value}"
         if places:
             yield from (f"    {line}" for line in _origin(result))
-        found = found or bool(places)
+        seen = seen or bool(places)
     for name, number in _published_numbers().items():
         if _same_number(text, number["value"]):
-            found = True
+            seen = True
             yield f"data/published.json / {name} = {number['value']}"
             yield f"    published:  {number['what']} ({number['section']})"
-    if not found:
+    if not seen:
         raise ValueError(f"no committed result and no published number is printed as {what}")
