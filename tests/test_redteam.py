@@ -1,4 +1,4 @@
-"""Learning bidders, crowds and the red team: rules by hand, the engine's own results, and a planted weakness."""
+"""Learning bidders, scenarios and the red team: rules by hand, the engine's own results, and a planted weakness."""
 
 import hashlib
 
@@ -11,8 +11,8 @@ from daedalus.env import draw_training_population, suite
 from daedalus.studies.exploit import DEVIATIONS, HONEST, Plan, play_plans
 from daedalus.market.engine import simulate
 from daedalus.studies.redteam import (
-    BEHAVIOUR_RANGES, EXP3, HABITS, MUTATION, POPULATION_RANGES, Q_LEARNING, RULES, SELECTION, UCB, Crowd, Minds,
-    best_of, crowd_at, distinct, hunt, inherit, learn, library_rewards, meet, menu_of, optimistic_action, pick, practised,
+    BEHAVIOUR_RANGES, EXP3, RULE_BEHAVIOUR, MUTATION, POPULATION_RANGES, Q_LEARNING, RULES, SELECTION, UCB, Scenario, Learned,
+    best_of, scenario_at, distinct, find_worst_cases, inherit, learn, library_rewards, play_scenarios, menu_of, optimistic_action, pick, practised,
     red_draw, rewards, select, stressors)
 from daedalus.schema import INFORMED_GREEDY, Mechanism
 
@@ -28,7 +28,7 @@ def keys(count, seed=0):
 
 def test_q_learning_corrects_a_part_of_its_error():
     worth, count = np.array([[1.0, 3.0], [9.0, 9.0]]), np.zeros((2, 2))
-    learn(Q_LEARNING, HABITS, worth, count, np.zeros(2), np.zeros(2), 0, 0, 2.0)
+    learn(Q_LEARNING, RULE_BEHAVIOUR, worth, count, np.zeros(2), np.zeros(2), 0, 0, 2.0)
     assert worth[0, 0] == pytest.approx(1 + 0.2 * (2 + 0.5 * 3 - 1))
     assert worth[0, 1] == 3 and (worth[1] == 9).all() and count.tolist() == [[1, 0], [0, 0]]
 
@@ -39,17 +39,17 @@ def test_ucb_averages_and_tries_everything_first():
     for payoff in (4.0, 1.0, 1.0):
         action = optimistic_action(worth[0], count[0], 0.5)
         tried.append(action)
-        learn(UCB, HABITS, worth, count, np.zeros(3), np.zeros(3), 0, action, payoff)
+        learn(UCB, RULE_BEHAVIOUR, worth, count, np.zeros(3), np.zeros(3), 0, action, payoff)
     assert sorted(tried) == [0, 1, 2]
     assert optimistic_action(worth[0], count[0], 0.5) == tried[0]
-    learn(UCB, HABITS, worth, count, np.zeros(3), np.zeros(3), 0, tried[0], 2.0)
+    learn(UCB, RULE_BEHAVIOUR, worth, count, np.zeros(3), np.zeros(3), 0, tried[0], 2.0)
     assert worth[0, tried[0]] == 3.0
 
 
 def test_exp3_weighs_by_the_chance_of_having_seen():
     worth, chances = np.zeros((1, 2)), np.array([0.25, 0.75])
-    learn(EXP3, HABITS, worth, np.zeros((1, 2)), chances, np.zeros(2), 0, 0, 1.0)
-    assert worth.tolist() == [[pytest.approx(HABITS.precision / (0.25 + HABITS.tremble)), 0.0]]
+    learn(EXP3, RULE_BEHAVIOUR, worth, np.zeros((1, 2)), chances, np.zeros(2), 0, 0, 1.0)
+    assert worth.tolist() == [[pytest.approx(RULE_BEHAVIOUR.precision / (0.25 + RULE_BEHAVIOUR.tremble)), 0.0]]
 
 
 @pytest.mark.parametrize("rule", [EXP3, UCB, Q_LEARNING])
@@ -57,61 +57,61 @@ def test_a_bandit_finds_the_best_arm(rule):
     rng, worth, count, chances = np.random.default_rng(0), np.zeros((1, 5)), np.zeros((1, 5)), np.zeros(5)
     payoffs, played = np.array([0.2, 0.5, 1.5, 0.4, 0.1]), []
     for _ in range(2000):
-        action = pick(rule, HABITS, worth[0], count[0], chances, 0, *rng.random(2))
-        learn(rule, HABITS, worth, count, chances, np.zeros(5), 0, action, payoffs[action] + rng.normal(0, 0.3))
+        action = pick(rule, RULE_BEHAVIOUR, worth[0], count[0], chances, 0, *rng.random(2))
+        learn(rule, RULE_BEHAVIOUR, worth, count, chances, np.zeros(5), 0, action, payoffs[action] + rng.normal(0, 0.3))
         played.append(action)
     assert np.mean(np.array(played[-500:]) == 2) > 0.7
 
 
 def test_selection_is_the_replicator_equation():
-    crowd = Crowd("", SIX, rule="evolution")
-    minds = Minds.empty(crowd, 1)
-    k = len(minds.shares)
-    minds.worth[0, :, 0, 0], minds.tries[0, :, 0, 0] = 2.0, 10
-    minds.worth[0, :, 0, 1], minds.tries[0, :, 0, 1] = 1.0, 10
-    select(minds)
+    scenario = Scenario("", SIX, rule="evolution")
+    learned = Learned.empty(scenario, 1)
+    k = len(learned.shares)
+    learned.worth[0, :, 0, 0], learned.tries[0, :, 0, 0] = 2.0, 10
+    learned.worth[0, :, 0, 1], learned.tries[0, :, 0, 1] = 1.0, 10
+    select(learned)
     grown = np.full(k, 1 / k) * np.exp(SELECTION * np.array([2.0, 1.0] + [1.5] * (k - 2)))
-    assert minds.shares == pytest.approx((1 - MUTATION) * grown / grown.sum() + MUTATION / k)
-    assert not minds.tries.any()
+    assert learned.shares == pytest.approx((1 - MUTATION) * grown / grown.sum() + MUTATION / k)
+    assert not learned.tries.any()
 
 
 def test_heirs_follow_the_shares():
-    minds = Minds.empty(Crowd("", Population(exploiter=60), rule="evolution"), 50)
-    minds.shares[:] = 0.0
-    minds.shares[[1, 4]] = 0.25, 0.75
-    inherit(minds, 0, 0)
-    assert set(np.unique(minds.action)) == {1, 4}
-    assert np.mean(minds.action == 4) == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / 3000))
+    learned = Learned.empty(Scenario("", Population(exploiter=60), rule="evolution"), 50)
+    learned.shares[:] = 0.0
+    learned.shares[[1, 4]] = 0.25, 0.75
+    inherit(learned, 0, 0)
+    assert set(np.unique(learned.action)) == {1, 4}
+    assert np.mean(learned.action == 4) == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / 3000))
 
 
 # In the market
 
 def test_the_markets_own_bidders_are_those_of_simulate():
     harsh = BEHAVIOUR._replace(power=0.3, entry_cost=0.9)
-    crowds = [Crowd("a", Population.stage(4)), Crowd("b", Population(shader=3, dropout=2, n_items=2), harsh)]
-    found = rewards(FixedDesigner(SECOND), crowds, 4, seed=5)
-    for crowd, row in zip(crowds, found):
-        assert (row == simulate(SECOND, crowd.population, keys(4, 5), behaviour=crowd.behaviour).reward.mean(1)).all()
-    assert (library_rewards([SECOND], crowds, 4, seed=5)[0] == found).all()
+    scenarios = [Scenario("a", Population.stage(4)), Scenario("b", Population(shader=3, dropout=2, n_items=2), harsh)]
+    worst = rewards(FixedDesigner(SECOND), scenarios, 4, seed=5)
+    for scenario, row in zip(scenarios, worst):
+        assert (row == simulate(SECOND, scenario.population, keys(4, 5), behaviour=scenario.behaviour).reward.mean(1)).all()
+    assert (library_rewards([SECOND], scenarios, 4, seed=5)[0] == worst).all()
 
 
-def test_a_crowd_that_inherited_the_truth_is_one_of_plans():
+def test_a_scenario_that_inherited_the_truth_is_one_of_plans():
     """Six exploiters that all play the truth earn the designer what `play_plans` says of six honest deviators."""
-    crowd = Crowd("", SIX, rule="evolution")
+    scenario = Scenario("", SIX, rule="evolution")
     first = np.flatnonzero((menu_of(SIX) == (HONEST.act, HONEST.first, HONEST.second, HONEST.shift)).all(1))[0]
-    minds = Minds.empty(crowd, 3)
-    minds.action[:] = first
-    found = meet(FixedDesigner(SECOND), [crowd], keys(3).astype(np.uint64), [minds])[0]
+    learned = Learned.empty(scenario, 3)
+    learned.action[:] = first
+    worst = play_scenarios(FixedDesigner(SECOND), [scenario], keys(3).astype(np.uint64), [learned])[0]
     plans = [Plan(tuple(range(6)), HONEST)] * 3
-    assert found == pytest.approx(play_plans(FixedDesigner(SECOND), SIX, keys(3), plans).reward, abs=1e-12)
+    assert worst == pytest.approx(play_plans(FixedDesigner(SECOND), SIX, keys(3), plans).reward, abs=1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES[1:])
 def test_learners_earn_more_after_practice(rule):
     def earned(practice):
-        minds = practised(FixedDesigner(SECOND), [Crowd("", Population(truthful=3, exploiter=3), rule=rule,
+        learned = practised(FixedDesigner(SECOND), [Scenario("", Population(truthful=3, exploiter=3), rule=rule,
                                                         practice=practice)], 4)[0]
-        return minds.earned.sum()
+        return learned.earned.sum()
 
     early, late = earned(3), earned(12) - earned(9)
     assert late > early
@@ -119,44 +119,44 @@ def test_learners_earn_more_after_practice(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_same_seed_same_bits_in_any_company(rule):
-    crowd = Crowd("", SIX, rule=rule, practice=2)
-    other = Crowd("", Population(exploiter=2, n_items=2), rule="UCB", practice=1)
-    alone, among = rewards(informed_greedy, [crowd], 3, 7), rewards(informed_greedy, [other, crowd], 3, 7)
+    scenario = Scenario("", SIX, rule=rule, practice=2)
+    other = Scenario("", Population(exploiter=2, n_items=2), rule="UCB", practice=1)
+    alone, among = rewards(informed_greedy, [scenario], 3, 7), rewards(informed_greedy, [other, scenario], 3, 7)
     assert (alone[0] == among[1]).all()
-    assert (alone != rewards(informed_greedy, [crowd], 3, 8)).any()
+    assert (alone != rewards(informed_greedy, [scenario], 3, 8)).any()
 
 
 def test_learners_in_the_engines_own_session_are_the_bits_of_a_session_of_their_own():
-    crowds = stressors(2)
-    minds = practised(RandomDesigner(4), crowds, 2, 3, 4)
-    earned = meet(RandomDesigner(4), crowds, keys(2).astype(np.uint64), minds, 4)
-    known = [part for mind in minds for part in (mind.worth, mind.tries, mind.action, mind.earned, mind.shares)]
+    scenarios = stressors(2)
+    learned = practised(RandomDesigner(4), scenarios, 2, 3, 4)
+    earned = play_scenarios(RandomDesigner(4), scenarios, keys(2).astype(np.uint64), learned, 4)
+    known = [part for one in learned for part in (one.worth, one.tries, one.action, one.earned, one.shares)]
     sha = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in (earned, *known)))
     assert sha.hexdigest()[:16] == "66305ddb0302bf5b"
 
 
 def test_a_plain_function_and_a_batch_designer_are_asked_alike():
     designer = RandomDesigner(3)
-    crowds = stressors(1)[-2:]
-    assert (rewards(designer, crowds, 2) == rewards(lambda observation: designer(observation), crowds, 2)).all()
+    scenarios = stressors(1)[-2:]
+    assert (rewards(designer, scenarios, 2) == rewards(lambda observation: designer(observation), scenarios, 2)).all()
 
 
 def test_stressors_are_nothing_that_training_draws():
     usual = draw_training_population(0)
     market = {name: getattr(usual, name) for name in ("value_low", "value_high", "second_unit", "return_rate")}
-    for crowd in stressors():
-        people = crowd.population
+    for scenario in stressors():
+        people = scenario.population
         strange = any(getattr(people, name) != value for name, value in market.items())
-        assert (strange or crowd.rule != "market" or crowd.behaviour != BEHAVIOUR
-                or not 4 <= people.bidders <= 12 or people.n_items > 3), crowd.name
-    assert len({crowd.name for crowd in stressors()}) == len(stressors())
+        assert (strange or scenario.rule != "market" or scenario.behaviour != BEHAVIOUR
+                or not 4 <= people.bidders <= 12 or people.n_items > 3), scenario.name
+    assert len({scenario.name for scenario in stressors()}) == len(stressors())
 
 
-@pytest.mark.parametrize("crowd, said", [(Crowd("", SIX, rule="SARSA"), "rule must be one of market"),
-                                         (Crowd("", Population(truthful=4), rule="UCB"), "exploiter")])
-def test_crowds_that_cannot_be(crowd, said):
+@pytest.mark.parametrize("scenario, said", [(Scenario("", SIX, rule="SARSA"), "rule must be one of market"),
+                                         (Scenario("", Population(truthful=4), rule="UCB"), "exploiter")])
+def test_scenarios_that_cannot_be(scenario, said):
     with pytest.raises(ValueError, match=said):
-        rewards(informed_greedy, [crowd], 1)
+        rewards(informed_greedy, [scenario], 1)
 
 
 def test_the_menu_has_no_demand_reduction_for_one_unit():
@@ -168,23 +168,23 @@ def test_the_menu_has_no_demand_reduction_for_one_unit():
 
 def test_corners_of_the_cube_are_the_ends_of_the_ranges():
     ranges = POPULATION_RANGES | BEHAVIOUR_RANGES
-    low, high = crowd_at(np.zeros(len(ranges)), ranges), crowd_at(np.ones(len(ranges)), ranges)
+    low, high = scenario_at(np.zeros(len(ranges)), ranges), scenario_at(np.ones(len(ranges)), ranges)
     assert (low.population.bidders, high.population.bidders) == (4, 16)
     assert (low.population.n_items, high.population.n_items) == (1, 4)
     assert max(high.population.counts) - min(high.population.counts) <= 1
     for name, ends in BEHAVIOUR_RANGES.items():
         assert (getattr(low.behaviour, name), getattr(high.behaviour, name)) == ends
         assert ends[0] <= getattr(BEHAVIOUR, name) <= ends[1]
-    assert crowd_at(np.full(len(POPULATION_RANGES), 2.0)).population == high.population
+    assert scenario_at(np.full(len(POPULATION_RANGES), 2.0)).population == high.population
     with pytest.raises(ValueError, match="10 coordinates, not 3"):
-        crowd_at(np.zeros(3))
+        scenario_at(np.zeros(3))
 
 
 def test_weights_are_shares():
     point = np.full(len(POPULATION_RANGES), 0.5)
     kinds = [list(POPULATION_RANGES).index(kind) for kind in KINDS]
     point[kinds] = 0.9, 0.3, 0, 0, 0
-    assert crowd_at(point).population.counts == (7, 3, 0, 0, 0)   # 7.5 and 2.5 of 10: equal remainders, the first gets it
+    assert scenario_at(point).population.counts == (7, 3, 0, 0, 0)   # 7.5 and 2.5 of 10: equal remainders, the first gets it
 
 
 def test_distinct_keeps_the_best_of_each_neighbourhood():
@@ -195,41 +195,41 @@ def test_distinct_keeps_the_best_of_each_neighbourhood():
 
 
 def test_the_best_of_a_library_is_the_best():
-    crowds = [Crowd("", Population(truthful=6)), Crowd("", Population.stage(4))]
+    scenarios = [Scenario("", Population(truthful=6)), Scenario("", Population.stage(4))]
     library = [Mechanism(auction_type="second_price", reserve_price=0.9), SECOND]
-    assert best_of(library, crowds, 4) == [SECOND, SECOND]
+    assert best_of(library, scenarios, 4) == [SECOND, SECOND]
 
 
 def test_a_planted_weakness_is_found():
-    """A designer that shuts the market wherever values may be low: the hunt must go there."""
+    """A designer that shuts the market wherever values may be low: the search must go there."""
     weak = FixedDesigner(Mechanism(auction_type="second_price", reserve_price=0.5))
     library = [SECOND, weak.mechanism]
-    found = hunt(weak, library, count=3, strategies=1, generations=8, episodes=2)
-    again = hunt(weak, library, count=3, strategies=1, generations=8, episodes=2)
-    assert [c.population for c in found.crowds] == [c.population for c in again.crowds]
-    assert found.progress.shape == (1, 8, 10)
-    assert found.progress[0, -2:].mean() > found.progress[0, 0].mean()
-    fresh = library_rewards([SECOND], found.crowds, 20)[0] - rewards(weak, found.crowds, 20)
-    anywhere = [crowd_at(p) for p in np.random.default_rng(0).random((20, len(POPULATION_RANGES)))]
+    worst = find_worst_cases(weak, library, count=3, strategies=1, generations=8, episodes=2)
+    again = find_worst_cases(weak, library, count=3, strategies=1, generations=8, episodes=2)
+    assert [c.population for c in worst.scenarios] == [c.population for c in again.scenarios]
+    assert worst.progress.shape == (1, 8, 10)
+    assert worst.progress[0, -2:].mean() > worst.progress[0, 0].mean()
+    fresh = library_rewards([SECOND], worst.scenarios, 20)[0] - rewards(weak, worst.scenarios, 20)
+    anywhere = [scenario_at(p) for p in np.random.default_rng(0).random((20, len(POPULATION_RANGES)))]
     usual = library_rewards([SECOND], anywhere, 20)[0] - rewards(weak, anywhere, 20)
     assert fresh.mean() > usual.mean()
 
 
 def test_a_designer_that_is_the_whole_library_has_no_regret():
-    found = hunt(informed_greedy, [INFORMED_GREEDY], count=1, strategies=1, generations=2, episodes=1)
-    assert (found.progress == 0).all()
+    worst = find_worst_cases(informed_greedy, [INFORMED_GREEDY], count=1, strategies=1, generations=2, episodes=1)
+    assert (worst.progress == 0).all()
 
 
 def test_without_a_library_the_aim_is_a_low_reward():
-    found = hunt(informed_greedy, [], count=1, strategies=1, generations=2, episodes=1)
-    assert (found.progress <= 0).all()
+    worst = find_worst_cases(informed_greedy, [], count=1, strategies=1, generations=2, episodes=1)
+    assert (worst.progress <= 0).all()
 
 
 # Training populations
 
-def test_draws_are_near_the_crowds_or_usual_and_never_held_out():
+def test_draws_are_near_the_scenarios_or_usual_and_never_held_out():
     base = Population(truthful=2, exploiter=9, n_items=4, value_low=0.1)
-    draw, rng = red_draw([Crowd("", base)], 0.5), np.random.default_rng(0)
+    draw, rng = red_draw([Scenario("", base)], 0.5), np.random.default_rng(0)
     drawn = [draw(rng) for _ in range(400)]
     near = [p for p in drawn if p.n_items == 4]
     assert len(near) / 400 == pytest.approx(0.5, abs=0.1)
@@ -243,13 +243,13 @@ def test_draws_are_near_the_crowds_or_usual_and_never_held_out():
 
 def test_without_a_share_the_draw_is_the_usual_one():
     draw, one, other = red_draw(stressors()[:1], 0.0), np.random.default_rng(4), np.random.default_rng(4)
-    found = draw(one)
+    worst = draw(one)
     other.random()
-    assert found == draw_training_population(other)
+    assert worst == draw_training_population(other)
 
 
-@pytest.mark.parametrize("crowds, share, said", [([], 0.5, "at least one crowd"),
-                                                 ([Crowd("", SIX)], 1.5, "from 0 to 1, not 1.5")])
-def test_draws_that_cannot_be(crowds, share, said):
+@pytest.mark.parametrize("scenarios, share, said", [([], 0.5, "at least one scenario"),
+                                                 ([Scenario("", SIX)], 1.5, "from 0 to 1, not 1.5")])
+def test_draws_that_cannot_be(scenarios, share, said):
     with pytest.raises(ValueError, match=said):
-        red_draw(crowds, share)
+        red_draw(scenarios, share)
