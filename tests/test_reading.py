@@ -107,9 +107,8 @@ SHOWS = {"print", "display", "show", "save_figure"}
 BEHIND = {
     "02_schema", "03_tables", "04_jobs", "10_noise", "12_bidders", "13_learners", "15_engine", "16_record",
     "17_env", "20_designers", "21_critic", "24_models", "25_language", "27_rivals", "30_policy", "31_sft",
-    "32_rft", "33_grpo", "34_export", "35_train", "36_variants", "41_style", "42_evaluate", "43_exploit",
-    "44_redteam", "45_pareto", "50_openenv", "51_sessions", "53_connections", "54_pages", "57_adapters",
-    "60_reproduce", "61_verify", "62_cli", "90_paper"}   # whose turn has not come
+    "32_rft", "33_grpo", "36_variants", "41_style", "42_evaluate", "43_exploit", "45_pareto", "50_openenv",
+    "51_sessions", "53_connections", "54_pages", "57_adapters", "60_reproduce", "61_verify", "62_cli", "90_paper"}   # whose turn has not come
 LONG = {
     "00_runtime#kept-code": "still to be split",
     "02_schema#types-range": "still to be split",
@@ -136,16 +135,8 @@ LONG = {
     "33_grpo#market-rewards": "still to be split",
     "33_grpo#shared-prompt-trainer": "still to be split",
     "33_grpo#reinforce": "still to be split",
-    "34_export#card-body": "still to be split",
-    "35_train#profile": "still to be split",
-    "35_train#kept": "still to be split",
-    "35_train#run-rft": "still to be split",
-    "35_train#run-phase": "still to be split",
-    "35_train#borrow": "still to be split",
-    "35_train#report": "still to be split",
+    "34_export#card-body": "one text, the card, that is read as a whole",
     "36_variants#run-ablations": "still to be split",
-    "44_redteam#rewards": "still to be split",
-    "44_redteam#strategy": "still to be split",
     "50_openenv#rubrics": "still to be split",
     "50_openenv#env": "still to be split",
     "51_sessions#sessions": "still to be split",

@@ -240,7 +240,7 @@ def select(
     learned.shares[:] = (1 - MUTATION) * grown / grown.sum() + MUTATION / len(grown)
     learned.worth[:], learned.tries[:] = 0.0, 0.0
 
-# %% ../../nbs/44_redteam.ipynb #rewards
+# %% ../../nbs/44_redteam.ipynb #practised
 PRACTICE_BLOCK = 800_001   # blocks of episodes, as in `22_search`; every search has 10,000 from HUNT_BLOCK on
 HUNT_BLOCK, CHOICE_BLOCK, BEST_BLOCK = 810_001, 900_001, 900_002
 
@@ -265,7 +265,7 @@ def practised(
             if scenarios[at].rule == "evolution": select(learned[at])
     return learned
 
-
+# %% ../../nbs/44_redteam.ipynb #rewards
 def rewards(
     designer: Designer | Callable, # Observation -> Mechanism
     scenarios: Sequence[Scenario],
@@ -447,7 +447,7 @@ def _strategy(
                "randn": lambda *shape: rng.standard_normal(shape)}
     return cma.CMAEvolutionStrategy(rng.uniform(0.2, 0.8, dimensions), STEP_SIZE, options)
 
-
+# %% ../../nbs/44_redteam.ipynb #search
 def find_worst_cases(
     designer: Designer | Callable,  # Observation -> Mechanism
     library: Sequence[Mechanism],   # that it is held against; none: only its own reward counts

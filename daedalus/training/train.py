@@ -6,7 +6,7 @@
 __all__ = ['Phase', 'REASONS', 'RUNNERS', 'SHIPPED', 'SftPhase', 'RftPhase', 'GrpoPhase', 'Profile', 'profiles', 'profile',
            'save_policy', 'restore_policy', 'training_code', 'Place', 'phase_folders', 'run_phases', 'borrow_phases',
            'AsPublished', 'AskedOnce', 'held_out_rewards', 'validation', 'history_table', 'stage_name', 'one_thread',
-           'train', 'report_rows', 'train_further']
+           'report_rows', 'train', 'train_further']
 
 # %% ../../nbs/35_train.ipynb #imports
 import hashlib
@@ -77,7 +77,7 @@ class GrpoPhase(Record):
 
 Phase = Annotated[SftPhase | RftPhase | GrpoPhase, Field(discriminator="kind")]
 
-# %% ../../nbs/35_train.ipynb #profile
+# %% ../../nbs/35_train.ipynb #profile-fields
 class Profile(Record):
     """What is trained, and by which phases."""
 
@@ -102,7 +102,7 @@ class Profile(Record):
         grpo = np.cumsum([0] + [phase.kind == "grpo" for phase in self.phases])
         return (grpo[:-1] / max(1, grpo[-1])).tolist()
 
-
+# %% ../../nbs/35_train.ipynb #profile
 def profiles() -> dict[str, dict]:
     """All profiles by name, as the file has them."""
     return json.loads((data_dir() / "training.json").read_text(encoding="utf-8"))
@@ -177,7 +177,7 @@ def _kept(
         return {}
     return told if whole else {}
 
-
+# %% ../../nbs/35_train.ipynb #made-by
 def training_code(
     function: Callable,  # that trains
 ) -> str:  # 16 hexadecimal digits
@@ -251,7 +251,7 @@ def _alone_in(
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         lock.release()
 
-# %% ../../nbs/35_train.ipynb #run-sft
+# %% ../../nbs/35_train.ipynb #place
 @dataclass(frozen=True)
 class Place:
     """Where a phase stands in a training."""
@@ -268,6 +268,14 @@ class Place:
         return 1000 * (self.seed + 1) + self.number
 
 
+def phase_folders(
+    profile: Profile,
+    work: Path,
+) -> list[Path]:
+    """Where each phase leaves what it made."""
+    return [Path(work) / f"{number:02d}-{phase.kind}" for number, phase in enumerate(profile.phases)]
+
+# %% ../../nbs/35_train.ipynb #run-sft
 def _sft(
     model, tokenizer,
     phase: SftPhase,
@@ -281,7 +289,7 @@ def _sft(
     return {"rounds": 0, "seconds": {"states": middle - start, "update": time.perf_counter() - middle},
             "history": history}
 
-# %% ../../nbs/35_train.ipynb #run-rft
+# %% ../../nbs/35_train.ipynb #teacher
 def _teacher_file(
     profile: Profile,
     seed: int,
@@ -308,7 +316,7 @@ def _teacher(
         write_text(file.with_suffix(".json"), json.dumps(told))
     return Teacher.load(file), told["seconds"]
 
-
+# %% ../../nbs/35_train.ipynb #run-rft
 def _earlier_rows(
     place: Place,
 ) -> list[dict]:
@@ -357,15 +365,7 @@ def _grpo(
 
 RUNNERS: dict[str, Callable] = {"sft": _sft, "rft": _rft, "grpo": _grpo}
 
-# %% ../../nbs/35_train.ipynb #run-phases
-def phase_folders(
-    profile: Profile,
-    work: Path,
-) -> list[Path]:
-    """Where each phase leaves what it made."""
-    return [Path(work) / f"{number:02d}-{phase.kind}" for number, phase in enumerate(profile.phases)]
-
-
+# %% ../../nbs/35_train.ipynb #needed
 def _start(
     profile: Profile,
     before: Path | None,  # folder of the phase before
@@ -412,7 +412,7 @@ def _run_phase(
     os.replace(place.folder, target)
     return told
 
-
+# %% ../../nbs/35_train.ipynb #run-phases
 def run_phases(
     profile: Profile,
     work: str | Path,  # folder of the training; phases that are finished there are not run again
@@ -436,6 +436,33 @@ def run_phases(
             yield target, told
             before = target
 
+# %% ../../nbs/35_train.ipynb #copied
+def _copied(
+    source: Path,
+    target: Path,  # replaced if it is there
+) -> None:
+    """Copy a file or a folder in one step."""
+    half = Path(tempfile.mkdtemp(prefix=".borrowed-", dir=target.parent))
+    try:
+        copy = shutil.copytree if source.is_dir() else shutil.copy2
+        copy(source, half / source.name)
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(half / source.name, target)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def _borrow_teacher(
+    mine: Path,
+    theirs: Path,
+) -> None:
+    """Copy a teacher that the code which is here made."""
+    needed = {"code": code_hash(Teacher.learn)}
+    if _is_made_by(_kept(theirs.with_suffix(".json")), needed) and not _is_made_by(_kept(mine.with_suffix(".json")), needed):
+        for ending in (".npz", ".json"):  # the .json last, which says that the .npz is there
+            _copied(theirs.with_suffix(ending), mine.with_suffix(ending))
+
 # %% ../../nbs/35_train.ipynb #borrow
 def borrow_phases(
     profile: Profile,
@@ -457,33 +484,6 @@ def borrow_phases(
                 borrowed += 1
             before = mine
     return borrowed
-
-
-def _borrow_teacher(
-    mine: Path,
-    theirs: Path,
-) -> None:
-    """Copy a teacher that the code which is here made."""
-    needed = {"code": code_hash(Teacher.learn)}
-    if _is_made_by(_kept(theirs.with_suffix(".json")), needed) and not _is_made_by(_kept(mine.with_suffix(".json")), needed):
-        for ending in (".npz", ".json"):  # the .json last, which says that the .npz is there
-            _copied(theirs.with_suffix(ending), mine.with_suffix(ending))
-
-
-def _copied(
-    source: Path,
-    target: Path,  # replaced if it is there
-) -> None:
-    """Copy a file or a folder in one step."""
-    half = Path(tempfile.mkdtemp(prefix=".borrowed-", dir=target.parent))
-    try:
-        copy = shutil.copytree if source.is_dir() else shutil.copy2
-        copy(source, half / source.name)
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(half / source.name, target)
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
 
 # %% ../../nbs/35_train.ipynb #held-out
 @dataclass(frozen=True)
@@ -593,7 +593,7 @@ def _report(
 
     return _once(folder / f"report-{episodes}.json", made)
 
-
+# %% ../../nbs/35_train.ipynb #validated
 def _validated(
     settings: PolicySettings,
     seed: int,
@@ -635,6 +635,33 @@ def one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
 
+# %% ../../nbs/35_train.ipynb #export-designer
+def report_rows(
+    reports: dict[str, dict],  # by stage of the training, as `train` keeps them
+) -> list[dict]:
+    """One row for each stage: simulated rounds, and mean reward with half the width of its interval."""
+    def cell(rewards):
+        return f"{np.mean(rewards):.3f} ± {1.96 * np.std(rewards) / np.sqrt(len(rewards)):.3f}"
+
+    return [{"stage": stage, "rounds": report["rounds"], **{
+        f"R on {name}": cell(found["rewards"]) for name, found in report.items() if isinstance(found, dict)}}
+        for stage, report in reports.items()]
+
+
+def _export(
+    chosen: Profile,
+    seed: int,
+    folder: Path,  # of the last phase
+    output: Path,
+    reports: dict[str, dict],
+) -> None:
+    """Merge what was trained and write it as a folder that anyone can load."""
+    from daedalus.training.export import export, merge, model_card
+
+    model, tokenizer = restore_policy(chosen.policy, seed, folder)
+    card = model_card("DAEDALUS designer", chosen.policy, report_rows(reports), output.name)
+    export(merge(model, chosen.policy), tokenizer, output, card)
+
 # %% ../../nbs/35_train.ipynb #train
 def train(
     name: str = "small",  # a profile
@@ -674,33 +701,6 @@ def train(
                json.dumps([[told["kind"], told["history"]] for told in phases]) + "\n")
     write_text(work / "record.json", json.dumps(record) + "\n")
     return record
-
-# %% ../../nbs/35_train.ipynb #export-designer
-def report_rows(
-    reports: dict[str, dict],  # by stage of the training, as `train` keeps them
-) -> list[dict]:
-    """One row for each stage: simulated rounds, and mean reward with half the width of its interval."""
-    def cell(rewards):
-        return f"{np.mean(rewards):.3f} ± {1.96 * np.std(rewards) / np.sqrt(len(rewards)):.3f}"
-
-    return [{"stage": stage, "rounds": report["rounds"], **{
-        f"R on {name}": cell(found["rewards"]) for name, found in report.items() if isinstance(found, dict)}}
-        for stage, report in reports.items()]
-
-
-def _export(
-    chosen: Profile,
-    seed: int,
-    folder: Path,  # of the last phase
-    output: Path,
-    reports: dict[str, dict],
-) -> None:
-    """Merge what was trained and write it as a folder that anyone can load."""
-    from daedalus.training.export import export, merge, model_card
-
-    model, tokenizer = restore_policy(chosen.policy, seed, folder)
-    card = model_card("DAEDALUS designer", chosen.policy, report_rows(reports), output.name)
-    export(merge(model, chosen.policy), tokenizer, output, card)
 
 # %% ../../nbs/35_train.ipynb #train-further
 def train_further(
