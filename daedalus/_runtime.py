@@ -320,5 +320,5 @@ def in_threads(
 # %% ../nbs/00_runtime.ipynb #wide-registers
 def wide_registers() -> list[str]:
     """The vector instructions of this processor beyond AVX2, as NumPy calls them: code that uses them rounds differently."""
-    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())
-    return [name for name in found if name == "X86_V4" or name.startswith("AVX512")]
+    extensions = np.show_config(mode="dicts")["SIMD Extensions"].get("found", ())
+    return [name for name in extensions if name == "X86_V4" or name.startswith("AVX512")]

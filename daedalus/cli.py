@@ -56,8 +56,8 @@ def _main_thread_awake() -> Iterator[None]:
     os.set_blocking(tells, False)
 
     def poke() -> None:
-        while told := os.read(hears, 1):
-            for pause in POKES if told[0] != signal.SIGURG else ():
+        while received := os.read(hears, 1):
+            for pause in POKES if received[0] != signal.SIGURG else ():
                 time.sleep(pause)
                 signal.pthread_kill(main, signal.SIGURG)
         os.close(hears)
@@ -353,10 +353,10 @@ def train(
     _check_push(push)
     if record:
         check_output(record)
-    told = trainer.train(profile, seed, work, output, episodes, base_model)
+    trained = trainer.train(profile, seed, work, output, episodes, base_model)
     if record:
-        write_text(record, json.dumps(told) + "\n")
-    _show_reports(told["reports"], output)
+        write_text(record, json.dumps(trained) + "\n")
+    _show_reports(trained["reports"], output)
     return _push(output, push) if push else 0
 
 # %% ../nbs/62_cli.ipynb #ablate
@@ -440,11 +440,11 @@ def search(
     logging.basicConfig(format="%(message)s")
     logging.getLogger("daedalus.jobs").setLevel(logging.INFO)
     try:
-        found = search_suites(budget=budget, seed=seed, jobs=workers if cluster is None else cluster, folder=str(work))
+        searched = search_suites(budget=budget, seed=seed, jobs=workers if cluster is None else cluster, folder=str(work))
     except JobError as error:
         typer.echo(f"daedalus: {error}; run the same command again to resume", err=True)
         return 1
-    write_text(output, json.dumps(search_record(found), indent=1) + "\n")
+    write_text(output, json.dumps(search_record(searched), indent=1) + "\n")
     typer.echo(f"written: {output}")
     return 0
 

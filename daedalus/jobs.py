@@ -112,7 +112,7 @@ def _imports(
             names = [node.module or "", *(f"{node.module or ''}.{name}" for name in names)]
             if node.level: place = file.parents[node.level - 1]
         for path in (place / name.strip(".").replace(".", "/") for name in names):
-            yield from (found for found in (path.with_name(f"{path.name}.py"), path / "__init__.py") if found.is_file())
+            yield from (known for known in (path.with_name(f"{path.name}.py"), path / "__init__.py") if known.is_file())
 
 
 def _modules_beside(

@@ -274,12 +274,12 @@ def _imported(
 # %% ../nbs/01_results.ipynb #module-files
 def module_files() -> dict[str, Path]:
     """The library's modules by name, such as "schema" or "market.engine", without what nbdev and Python add at the top."""
-    found = {}
+    modules = {}
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if parts not in (("__init__",), ("_modidx",)) and not any(part.startswith(".") for part in parts):
-            found[".".join(parts).removesuffix(".__init__")] = path
-    return found
+            modules[".".join(parts).removesuffix(".__init__")] = path
+    return modules
 
 
 def _package_of(
@@ -302,10 +302,10 @@ def modules_used(
     used: set[str] = set()
     while waiting:
         parts = waiting.pop().split(".")
-        found = {".".join(parts[:length]) for length in range(1, len(parts) + 1)} & set(files)
-        if not found:
+        named = {".".join(parts[:length]) for length in range(1, len(parts) + 1)} & set(files)
+        if not named:
             return sorted(files)
-        for name in found - used:
+        for name in named - used:
             used.add(name)
             text = files[name].read_text(encoding="utf-8")
             waiting |= _imported(text, _package_of(name, files[name])) - {""}

@@ -260,8 +260,8 @@ def _json_objects(
 ) -> Iterator[tuple[dict, str, str]]:  # the object, its text, and '' or why it is broken
     "Every outermost JSON object in a text, in order; a broken one is empty, with its text up to the break."
     start, last_break, depth = 0, -1, 0
-    while found := _OBJECT_START.search(text, start):
-        start = found.start()
+    while opening := _OBJECT_START.search(text, start):
+        start = opening.start()
         value, length, reason = _decode(text[start:start + LONGEST_OBJECT])
         stop = start + length
         yield value, text[start:stop], reason

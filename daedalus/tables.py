@@ -63,8 +63,8 @@ class _Objects(ExtensionArray):
         return len(self._values)
 
     def __getitem__(self, item):
-        found = self._values[pd.api.indexers.check_array_indexer(self, item)]
-        return self._of(found) if isinstance(found, np.ndarray) else found
+        picked = self._values[pd.api.indexers.check_array_indexer(self, item)]
+        return self._of(picked) if isinstance(picked, np.ndarray) else picked
 
     @property
     def nbytes(self):

@@ -476,9 +476,9 @@ def reached(page, step, seed=0):
     page.wait_for_selector(f'#arena .daedalus[data-step="{step}"][data-seed="{seed}"]')
 
 
-def told(page):
+def message(page):
     "The sentence that is read out."
-    return page.inner_text("#told [role=status][aria-live=polite]")
+    return page.inner_text("#message [role=status][aria-live=polite]")
 
 
 def choose(page, control, name):
@@ -523,7 +523,7 @@ def test_ten_steps_of_the_trained_designer_in_a_browser(address, browser):
     check_numbers(page, {"left": dd.play(dd.LanguageDesigner.load(), population, 0),
                          "right": dd.play(CONTEST["random"], population, 0)})
     page.wait_for_function("document.querySelector('#auto').innerText === 'Auto'")
-    assert page.inner_text("#told p").startswith("Step 10 of 10: R ") and "Reset starts it again" in told(page)
+    assert page.inner_text("#message p").startswith("Step 10 of 10: R ") and "Reset starts it again" in message(page)
 
     reached(other, 0)
     for step in (1, 2):
@@ -582,7 +582,7 @@ def test_only_another_choice_begins_another_episode(address, browser):
     page.fill("#seed input", "1.5")
     page.press("#seed input", "Tab")
     refusal = "seed must be a whole number from 0 to 4294967295, not 1.5."
-    page.wait_for_function(f"document.querySelector('#told p').innerText === {refusal!r}")
+    page.wait_for_function(f"document.querySelector('#message p').innerText === {refusal!r}")
     assert page.get_attribute("#arena .daedalus", "data-step") == "2"
     choose(page, "right", NOBODY)   # refused as long as the seed is wrong
     page.fill("#seed input", "")
@@ -598,10 +598,10 @@ def test_a_step_shows_at_once_that_it_is_under_way_and_the_keyboard_keeps_its_pl
     RELEASE.clear()
     page.focus("#step")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#told p').innerText.startsWith('The designers write')")   # while they do
+    page.wait_for_function("document.querySelector('#message p').innerText.startsWith('The designers write')")   # while they do
     RELEASE.set()
     reached(page, 1)
-    assert told(page).startswith("Step 1 of 10: R ")
+    assert message(page).startswith("Step 1 of 10: R ")
     page.focus("#auto")
     for label in ("Pause", "Auto"):
         page.keyboard.press("Enter")
@@ -649,8 +649,8 @@ def test_a_link_and_the_files_of_an_episode_in_a_browser_also_below_a_prefix(add
 
 def test_a_link_to_nowhere_opens_the_page_with_a_sentence(address, browser):
     page, faults = visit(browser, address + "?seed=1.5")
-    page.wait_for_function("document.querySelector('#told p').innerText.includes('not 1.5')")
-    assert told(page) == "seed must be a whole number from 0 to 4294967295, not 1.5." and faults == []
+    page.wait_for_function("document.querySelector('#message p').innerText.includes('not 1.5')")
+    assert message(page) == "seed must be a whole number from 0 to 4294967295, not 1.5." and faults == []
 
 
 CONTRASTS = """() => {

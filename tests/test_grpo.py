@@ -44,9 +44,9 @@ def rows(folder):
 def test_rewards_are_the_markets(rows):
     rewards = MarketRewards(horizon=2, futures=3)
     mechanisms = [INFORMED_GREEDY, Mechanism.random(4)]
-    state, luck = rows[0]["state"], rows[0]["luck"]
-    found = rewards.scores([mechanisms[0].to_text(), "{}", mechanisms[1].to_text()], [state] * 3, [luck] * 3)
-    expected = outlook(restore(state), [mechanisms], luck, 2, 3)
+    state, seeds = rows[0]["state"], rows[0]["future_seed"]
+    found = rewards.scores([mechanisms[0].to_text(), "{}", mechanisms[1].to_text()], [state] * 3, [seeds] * 3)
+    expected = outlook(restore(state), [mechanisms], seeds, 2, 3)
     assert found["composite"].tolist() == [*expected["reward"][0, :1].mean(1), 0.0, *expected["reward"][0, 1:].mean(1)]
     assert found["fairness"][2] == expected["fairness"][0, 1].mean() and found["format"].tolist() == [1, 0, 1]
     assert rewards.rounds == 2 * 2 * 3 * 5
@@ -54,9 +54,9 @@ def test_rewards_are_the_markets(rows):
 
 def test_each_reward_is_a_function_of_its_own_and_logs_its_spread(rows):
     rewards, logged = MarketRewards(2, 1), {}
-    states, luck = [rows[0]["state"]] * 2 + [rows[1]["state"]], [1, 1, 1]
+    states, seeds = [rows[0]["state"]] * 2 + [rows[1]["state"]], [1, 1, 1]
     texts = [[{"role": "assistant", "content": text}] for text in (INFORMED_GREEDY.to_text(), "no", "no")]
-    by_name = {f.__name__: f(texts, states, luck, log_metric=logged.__setitem__) for f in rewards.functions()}
+    by_name = {f.__name__: f(texts, states, seeds, log_metric=logged.__setitem__) for f in rewards.functions()}
     assert tuple(by_name) == REWARDS and by_name["format"] == [1, 0, 0]
     assert logged["within_group/format"] == pytest.approx(0.25)   # spreads .5 and 0
     assert rewards.rounds == 2 * 5   # the market was played once for all four

@@ -147,7 +147,7 @@ def test_a_model_of_grpo_reads_the_prompt_of_use(tmp_path):
     trainer = shared_prompt_trainer()(
         model=model_for(tokenizer), reward_funcs=MarketRewards(1, 1).functions(), processing_class=tokenizer,
         args=trl_config(GrpoSettings(steps=1, batch_size=4, generations=4, beta=0.0), 8, str(tmp_path), 0),
-        train_dataset=Dataset.from_list([{"prompt": messages(SEEN), "state": "", "luck": 0}]))
+        train_dataset=Dataset.from_list([{"prompt": messages(SEEN), "state": "", "future_seed": 0}]))
     ids, images, others = trainer._tokenize_prompts([messages(SEEN)])
     assert tokenizer.decode(ids[0]) == chat_text(tokenizer, messages(SEEN)) and (images, others) == (None, {})
 

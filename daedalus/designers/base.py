@@ -122,13 +122,13 @@ def _answers(
 ) -> list[Mechanism]:
     """A designer's answer, checked; ValueError for anything but mechanisms, and for too few or too many."""
     one = isinstance(given, (str, Mechanism)) or not isinstance(given, Iterable)
-    found = [given] * count if one else list(given)
-    wrong = [each for each in found if not isinstance(each, Mechanism)]
+    answers = [given] * count if one else list(given)
+    wrong = [each for each in answers if not isinstance(each, Mechanism)]
     if wrong:
         raise ValueError(f"a designer must return a Mechanism, not {reprlib.repr(wrong[0])}")
-    if len(found) != count:
-        raise ValueError(f"{method} must return one mechanism for each of the {count} {what}, not {len(found)}")
-    return found
+    if len(answers) != count:
+        raise ValueError(f"{method} must return one mechanism for each of the {count} {what}, not {len(answers)}")
+    return answers
 
 
 def ask(
@@ -395,8 +395,8 @@ class KernelRidge:
         x: np.ndarray,  # [n, d], or [d] of one input
     ) -> np.ndarray:  # [n, targets], or [targets]
         """The prediction for inputs."""
-        found = self.mean + self.kernel(np.atleast_2d(x)) @ self.weights
-        return found if np.ndim(x) == 2 else found[0]
+        predicted = self.mean + self.kernel(np.atleast_2d(x)) @ self.weights
+        return predicted if np.ndim(x) == 2 else predicted[0]
 
     @classmethod
     def fit(

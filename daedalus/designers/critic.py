@@ -38,9 +38,9 @@ class Critic(NamedTuple):
         rows = (np.atleast_2d(inputs) - self.center) / self.scale
         hidden = _swish(rows @ self.into + self.into_bias)
         hidden = _swish(hidden @ self.across + self.across_bias)
-        found = self.level + (hidden @ self.out + self.out_bias).mean(0)
-        found = found - found.mean(1, keepdims=True)
-        return found if np.ndim(inputs) == 2 else found[0]
+        predicted = self.level + (hidden @ self.out + self.out_bias).mean(0)
+        predicted = predicted - predicted.mean(1, keepdims=True)
+        return predicted if np.ndim(inputs) == 2 else predicted[0]
 
     @classmethod
     def fit(
@@ -73,8 +73,8 @@ def _less_mean(
     tried: np.ndarray,  # bool, the same shape
 ) -> np.ndarray:  # the same shape, 0 where nothing was tried
     """Values less their mean over what was tried in the same state."""
-    found = values * tried
-    return tried * (values - found.sum(1, keepdims=True) / tried.sum(1, keepdims=True))
+    predicted = values * tried
+    return tried * (values - predicted.sum(1, keepdims=True) / tried.sum(1, keepdims=True))
 
 
 def _swish(
@@ -99,12 +99,12 @@ def _first_weights(
     generator,  # torch.Generator
 ) -> list:  # of torch.Tensor: weights and biases by layer
     """Random weights, as wide as keeps the spread of what flows through them."""
-    torch, found = _torch(), []
+    torch, parameters = _torch(), []
     for fan_in, fan_out in ((readings, WIDTH), (WIDTH, WIDTH), (WIDTH, library)):
         for shape in ((NETWORKS, fan_in, fan_out), (NETWORKS, 1, fan_out)):
             weights = (2 * torch.rand(shape, generator=generator) - 1) / fan_in ** 0.5
-            found.append(weights.requires_grad_())
-    return found
+            parameters.append(weights.requires_grad_())
+    return parameters
 
 
 def _fit_networks(inputs, targets, tried, seed) -> list[np.ndarray]:
@@ -124,8 +124,8 @@ def _fit_networks(inputs, targets, tried, seed) -> list[np.ndarray]:
             rows = torch.randint(len(x), (NETWORKS, BATCH), generator=generator)
             hidden = torch.nn.functional.silu(torch.baddbmm(weights[1], x[rows], weights[0]))
             hidden = torch.nn.functional.silu(torch.baddbmm(weights[3], hidden, weights[2]))
-            found = torch.baddbmm(weights[5], hidden, weights[4])
-            error = found - (share[rows] * found).sum(2, keepdim=True) - y[rows]
+            parameters = torch.baddbmm(weights[5], hidden, weights[4])
+            error = parameters - (share[rows] * parameters).sum(2, keepdim=True) - y[rows]
             descent.zero_grad()
             (share[rows] * error ** 2).sum(2).mean(1).sum().backward()
             descent.step()

@@ -83,8 +83,8 @@ def _frame(
         except (TemplateError, TypeError, ValueError) as error:
             faults.append(str(error) or type(error).__name__)
             continue
-        head, found, tail = text.rpartition(reply)
-        if found and chat[-1]["content"].strip() in head:
+        head, separator, tail = text.rpartition(reply)
+        if separator and chat[-1]["content"].strip() in head:
             return _Frame(head, tail)
         faults.append("it leaves out the question or the reply")
     raise ValueError(f"the chat template of tokenizer {tokenizer.name_or_path!r} cannot write a question and its reply "

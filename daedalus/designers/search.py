@@ -158,10 +158,10 @@ def search_suites(
     elites = run("populations climbed", [_climb_job(p, budget, seed) for p in people])
     best = run("oracles chosen", [_choice_job(elites, at, final, seed) for at in range(len(people))])
     fixed = run("suites fixed", [_fixed_job(elites, name, fixed_budget, final, seed) for name in SUITES])
-    found = {name: {"best_fixed": fix, "oracle": [best[people.index(p)] for p in suite(name)]}
+    suites = {name: {"best_fixed": fix, "oracle": [best[people.index(p)] for p in suite(name)]}
              for name, fix in zip(SUITES, fixed)}
     params = {"budget": budget, "fixed_budget": fixed_budget, "final": final, "seed": seed}
-    return Search(found, elites, params, took)
+    return Search(suites, elites, params, took)
 
 # %% ../../nbs/22_search.ipynb #search-jobs
 def _pool(elites) -> list[Mechanism]:
@@ -228,14 +228,14 @@ def _fixed_rounds(pool, budget, final) -> int:
 
 # %% ../../nbs/22_search.ipynb #kept
 def search_record(
-    found: Search,
+    searched: Search,
 ) -> dict[str, Any]:
     "A search as it is kept: the yardsticks, each climb's finalists, a hash of each population's part, and how it was made."
-    best = {p: m for name in SUITES for p, m in zip(suite(name), found.suites[name]["oracle"])}
-    parts = [_part_hash(elite, best[p]) for elite, p in zip(found.elites, everyone())]
-    elites = [[Mechanism(**fields).to_json() for fields in elite] for elite in found.elites]
-    return {"value": found.suites, "elites": elites, "parts": parts, "seconds": found.seconds,
-            **made_by(search_suites, found.params)}
+    best = {p: m for name in SUITES for p, m in zip(suite(name), searched.suites[name]["oracle"])}
+    parts = [_part_hash(elite, best[p]) for elite, p in zip(searched.elites, everyone())]
+    elites = [[Mechanism(**fields).to_json() for fields in elite] for elite in searched.elites]
+    return {"value": searched.suites, "elites": elites, "parts": parts, "seconds": searched.seconds,
+            **made_by(search_suites, searched.params)}
 
 
 def _part_hash(elite: list[dict], best: dict) -> str:
@@ -266,9 +266,9 @@ def _searched(
 ) -> dict:
     "What the search found for a suite; ValueError for what is no suite, and for one that was not searched."
     suite(name)
-    found = read_result("search")
-    if name in found: return found[name]
-    raise ValueError(f"suite must be one that was searched, {' or '.join(found)}, not {name!r}: "
+    searched = read_result("search")
+    if name in searched: return searched[name]
+    raise ValueError(f"suite must be one that was searched, {' or '.join(searched)}, not {name!r}: "
                      "climb finds mechanisms for other populations")
 
 
@@ -350,16 +350,16 @@ def try_library(
     rounds = whole_number(rounds, "rounds", LEAST_ROUNDS)
     library, rng = find_library(rounds * 2 // 5, seed, draw), np.random.default_rng([seed, LESSON_BLOCK])
     parts: list[tuple[np.ndarray, ...]] = []
-    found: Any = None   # `Examples`, once there are some
+    examples: Any = None   # `Examples`, once there are some
     lesson = EPISODE - ROUNDS + 10 * len(library) * HORIZON * ROUNDS   # rounds of one population
     count = (rounds - rounds * 2 // 5) // 2 // lesson
     for part in (1, 2):
         people = [draw(rng) for _ in range(count)]
         keys = block_keys(count, seed, LESSON_BLOCK + part)
-        guide = ContextualDesigner.fit(*found) if found else None   # learned from what chance showed
+        guide = ContextualDesigner.fit(*examples) if examples else None   # learned from what chance showed
         parts.append(explore(library, people, keys, rng, horizon=HORIZON, guide=guide))
-        found = Examples(library, *map(np.concatenate, zip(*parts)))
-    return found
+        examples = Examples(library, *map(np.concatenate, zip(*parts)))
+    return examples
 
 
 def contextual(

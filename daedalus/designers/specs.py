@@ -35,11 +35,11 @@ def _population_key(
 @cache
 def _answers() -> dict[tuple, Mechanism]:
     """The best mechanism known for each population of the suites."""
-    found: dict[tuple, Mechanism] = {}
+    known: dict[tuple, Mechanism] = {}
     for name in SUITES:
         market = new_market(suite(name), 0)
-        found |= {_population_key(market, at): mechanism for at, mechanism in enumerate(oracle(name))}
-    return found
+        known |= {_population_key(market, at): mechanism for at, mechanism in enumerate(oracle(name))}
+    return known
 
 
 @dataclass(frozen=True)

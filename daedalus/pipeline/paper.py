@@ -110,12 +110,12 @@ def _evaluation_table() -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for name, found in committed("evaluation").items():
-        for who, row in found["summary"].items():
-            gains = {f"over {reference}{end}": found[f"against {reference}"].get(who, {}).get(key)
+    for name, result in committed("evaluation").items():
+        for who, row in result["summary"].items():
+            gains = {f"over {reference}{end}": result[f"against {reference}"].get(who, {}).get(key)
                      for reference in ("informed-greedy", "best fixed", "contextual")
                      for key, end in (("difference", ""), ("low", " low"), ("high", " high"))}
-            share = {f"share of gap{end}": found["share of gap"].get(who, {}).get(key)
+            share = {f"share of gap{end}": result["share of gap"].get(who, {}).get(key)
                      for key, end in (("share", ""), ("low", " low"), ("high", " high"))}
             rows.append({"suite": name, "designer": who, **row, **gains, **share})
     return pd.DataFrame(rows)
@@ -125,20 +125,20 @@ def _flaws_table() -> "pd.DataFrame":
     "One row for each number that demonstrates a property of the published reward."
     import pandas as pd
 
-    found, rows = committed("flaws"), []
+    result, rows = committed("flaws"), []
 
     def add(what, which, value, low=None, high=None):
         rows.append({"property": what, "quantity": which, "value": value, "low": low, "high": high})
 
-    for name, row in found["rank"].items(): add("truthful training market", f"rank correlation, {name}", **row)
-    for name, row in found["loss"].items(): add("truthful training market", f"loss of the best there, {name}", **row)
-    for case, row in found["nothing"].items():
+    for name, row in result["rank"].items(): add("truthful training market", f"rank correlation, {name}", **row)
+    for name, row in result["loss"].items(): add("truthful training market", f"loss of the best there, {name}", **row)
+    for case, row in result["nothing"].items():
         for score, value in row.items(): add("fairness of nothing", f"{case}: {score}", value)
-    for lever, row in found["levers"].items():
+    for lever, row in result["levers"].items():
         for place in ("stage 0", "open"): add("inert levers", f"{lever}, {place}", **row[place])
-    for signal, row in found["alarms"].items():
+    for signal, row in result["alarms"].items():
         for rounds, share in row.items(): add("honest play fined", f"{signal}, {rounds} rounds flagged", **share)
-    for row in found["draws"]:
+    for row in result["draws"]:
         case = f"{row['population']}, {row['mechanisms']}, {row['scored by']}"
         for score in ("noise / spread", "best of four found"): add("one draw, kept", f"{case}: {score}", row[score])
     return pd.DataFrame(rows)
@@ -156,11 +156,11 @@ def paper_tables() -> dict[str, "pd.DataFrame"]:
     there = paper_facts()["results"]
     if "ablations" in there: tables["ablations"] = committed("ablations")["gains"]
     if "generalisation" in there:
-        found = committed("generalisation")
-        tables["generalisation"] = found["bidders"]["paired"] + found["markets"]["paired"]
+        result = committed("generalisation")
+        tables["generalisation"] = result["bidders"]["paired"] + result["markets"]["paired"]
     if "red_team" in there:
-        found = committed("red_team")
-        tables["red_team"], tables["red_team_training"] = found["tails"], found["adversarial"]["gains"]
+        result = committed("red_team")
+        tables["red_team"], tables["red_team_training"] = result["tails"], result["adversarial"]["gains"]
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
 
 # %% ../../nbs/90_paper.ipynb #write-tables
@@ -196,11 +196,11 @@ def _written(
     place: str,  # a pattern for what stands before the name
 ) -> dict[str, str]:  # by name, the notebook
     "What the notebooks write with a function."
-    found = {}
+    sources = {}
     for path in sorted((CHECKOUT / "nbs").glob("[!._]*.ipynb")):
         for name in re.findall(rf'\b{function}\({place}"([\w-]+)"', notebook_code(path)):
-            found[name] = path.stem
-    return found
+            sources[name] = path.stem
+    return sources
 
 
 def figures_written() -> dict[str, str]:  # by name, the notebook

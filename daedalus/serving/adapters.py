@@ -303,12 +303,12 @@ def _tool_of_levers(
     """The function as a tool: a parameter, its type and a line of the docstring for each lever."""
     types = {name: MechanismFields.model_fields[name].annotation for name in FIELDS}
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    told = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=lever.default, annotation=types[name])
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=lever.default, annotation=types[name])
             for name, lever in LEVERS.items()]
     lines = [f"{name}: {lever.help}" for name, lever in LEVERS.items()]
     function.__doc__ = (function.__doc__ or "").replace("LEVERS", f"\n{' ' * 12}".join(lines))
     function.__annotations__ = {**types, "return": str}
-    vars(function)["__signature__"] = inspect.Signature([itself, *told], return_annotation=str)
+    vars(function)["__signature__"] = inspect.Signature([itself, *parameters], return_annotation=str)
     return function
 
 # %% ../../nbs/57_adapters.ipynb #market-tool

@@ -393,10 +393,10 @@ def link_of(
 
     Raises ValueError for a population that has no name.
     """
-    crowd = next((name for name, crowd in populations().items() if crowd == arena.population), None)
-    if crowd is None:
+    population = next((name for name, population in populations().items() if population == arena.population), None)
+    if population is None:
         raise ValueError(f"population must be one of populations(), not {arena.population}")
-    fields = {"population": crowd, "seed": arena.seed, "reveal": int(arena.revealed), "right": NOBODY}
+    fields = {"population": population, "seed": arena.seed, "reveal": int(arena.revealed), "right": NOBODY}
     for where, side in zip(SIDES, arena.sides):
         fields |= {where: side.designer, f"{where}_rules": _played_text(side)}
     return urlencode(fields)
@@ -485,10 +485,10 @@ def _choices(
     names: Sequence[str],  # of the designers; the second to start on the left, the last on the right
 ) -> dict:
     """The controls of a visitor's choice, by field of `Choice`."""
-    crowds = list(populations())
+    people = list(populations())
     with gr.Row():
         return {
-            "population": gr.Dropdown(crowds, value=crowds[3], label="Population", elem_id="population", scale=3,
+            "population": gr.Dropdown(people, value=people[3], label="Population", elem_id="population", scale=3,
                                       min_width=260),
             "seed": gr.Number(0, label="Seed", placeholder="0", elem_id="seed", min_width=110),
             "left": gr.Dropdown(names, value=names[1], label="Left", elem_id="left", scale=2, min_width=150),
@@ -545,26 +545,26 @@ class _Buttons:
     def __init__(
         self,
         gr,  # the gradio module
-        ui: SimpleNamespace,  # controls, and `place`, `wish`, `episode`, `view`, `away`, `told`, `timer`
+        ui: SimpleNamespace,  # controls, and `place`, `wish`, `episode`, `view`, `away`, `message`, `timer`
         designers: Mapping[str, Player],
     ):
         self.gr, self.ui, self.designers, self.names = gr, ui, designers, [MANUAL, *designers]
         self.start = Choice(*(control.value for control in ui.choice.values()))
 
-    def stopped(self, told: str) -> dict:
+    def stopped(self, message: str) -> dict:
         """A sentence, and nothing runs by itself."""
-        return {self.ui.told: told, self.ui.auto: AUTO, self.ui.timer: self.gr.Timer(active=False)}
+        return {self.ui.message: message, self.ui.auto: AUTO, self.ui.timer: self.gr.Timer(active=False)}
 
     def drawn(self, arena: Arena) -> dict:
         """The arena, in pictures and words."""
         return {self.ui.place: link_of(arena), self.ui.view: render(arena), self.ui.away: _takeaway(arena),
-                self.ui.told: _sentence(arena)}
+                self.ui.message: _sentence(arena)}
 
     def opened(self, place: str, *choice) -> dict:
         """Another choice: a new episode, unless it is the one that is shown."""
         opened, here = Choice(*choice).open(self.names), arena_of(place, self.start, self.names)
         if _chosen(opened) == _chosen(here):
-            return {self.ui.told: self.gr.skip()}
+            return {self.ui.message: self.gr.skip()}
         return self.reset(*choice) | {self.ui.episode: link_of(opened)}
 
     def reset(self, *choice) -> dict:
@@ -623,7 +623,7 @@ class _Page(_Player):
         arena = arena_of(place, self.start, self.names)
         if label == PAUSE or arena.done:
             return self.stopped(_sentence(arena))
-        return {self.ui.told: WORKING, self.ui.auto: PAUSE, self.ui.timer: self.gr.Timer(active=True)}
+        return {self.ui.message: WORKING, self.ui.auto: PAUSE, self.ui.timer: self.gr.Timer(active=True)}
 
     def reveal(self, place: str, on: bool) -> dict:
         """Show or hide who is who."""
@@ -637,7 +637,7 @@ class _Page(_Player):
     def arrive(self, link: str) -> dict:
         """The step that a link leads to."""
         if not dict(parse_qsl(link)).keys() & {*Choice._fields, "reveal"}:
-            return {self.ui.told: self.gr.skip()}
+            return {self.ui.message: self.gr.skip()}
         arena = arena_of(link, self.start, self.names)
         asked = dict(parse_qsl(link_of(arena)))
         choice = [int(asked[field]) if field == "seed" else asked[field] for field in Choice._fields]
@@ -674,20 +674,20 @@ def _wire(
     """Connect the controls to what they do."""
     does, choice = _Page(gr, ui, designers), list(ui.choice.values())
     quiet = dict(show_progress="hidden", api_visibility="private")
-    everything = [ui.place, ui.wish, ui.episode, ui.view, ui.away, ui.told, ui.auto, ui.timer, ui.panel, ui.reveal,
+    everything = [ui.place, ui.wish, ui.episode, ui.view, ui.away, ui.message, ui.auto, ui.timer, ui.panel, ui.reveal,
                   *choice]
 
     def on(trigger, act, inputs, outputs=everything, **more):
         return trigger(_answering(act, does), inputs, outputs, **quiet, **more)
 
-    ui.step.click(None, None, ui.told, js=WORK, **quiet)
+    ui.step.click(None, None, ui.message, js=WORK, **quiet)
     playing = [ui.place, ui.reveal, *choice, *ui.levers]
     steps = [on(ui.step.click, does.step, playing, concurrency_limit=16),
              on(ui.timer.tick, does.tick, playing, concurrency_limit=16)]
     on(ui.auto.click, does.auto, [ui.place, ui.auto])
     on(ui.reset.click, does.reset, choice, cancels=steps)
     on(ui.reveal.input, does.reveal, [ui.place, ui.reveal])
-    on(ui.take.click, does.take, [ui.place], [ui.told, *ui.levers, ui.auto, ui.timer])
+    on(ui.take.click, does.take, [ui.place], [ui.message, *ui.levers, ui.auto, ui.timer])
     seed, names = ui.choice["seed"], [ui.choice[field].input for field in ("population", "left", "right")]
     gr.on([*names, seed.blur, seed.submit], None, choice, ui.wish, js=WISH, **quiet)
     on(ui.wish.change, does.opened, [ui.place, *choice])
@@ -726,7 +726,7 @@ def arena_page(
         ui = _controls(gr, [MANUAL, *designers])
         choice = Choice(*(control.value for control in ui.choice.values()))
         first = choice.open([MANUAL, *designers])
-        ui.told = gr.HTML(_sentence(first), html_template=LIVE, elem_id="told", apply_default_css=False)
+        ui.message = gr.HTML(_sentence(first), html_template=LIVE, elem_id="message", apply_default_css=False)
         ui.view = gr.HTML(render(first), elem_id="arena", apply_default_css=False)
         ui.away = gr.HTML(_takeaway(first), elem_id="away", apply_default_css=False)
         ui.place = gr.Textbox(link_of(first), visible="hidden", elem_id="place")

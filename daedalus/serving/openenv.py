@@ -196,9 +196,9 @@ class DaedalusOpenEnv(Environment[DaedalusAction, DaedalusObservation, DaedalusS
         **_,
     ) -> DaedalusObservation:
         """Play a mechanism for one step; EpisodeError where there is no episode, or it is over."""
-        told = self.play(mechanism_of(action))
-        told.reward = self._apply_rubric(action, told)
-        return told
+        observation = self.play(mechanism_of(action))
+        observation.reward = self._apply_rubric(action, observation)
+        return observation
 
     def play(
         self,

@@ -89,8 +89,8 @@ async def plot(request: Request, name: str) -> Response:
     known = request.app.state.figures | {"training.csv": data_dir() / "designer" / "training_history.csv"}
     if name not in known:
         raise ServiceError(f"there is no figure {reprlib.repr(name)}", 404)
-    found = await anyio.to_thread.run_sync(known[name].stat)
-    return unless_known(request, FileResponse(known[name], stat_result=found))
+    status = await anyio.to_thread.run_sync(known[name].stat)
+    return unless_known(request, FileResponse(known[name], stat_result=status))
 
 
 @pages.get("/blog.md", response_class=FileResponse, responses=_gives("text/markdown"))
@@ -140,25 +140,25 @@ def _call(
     body = call.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     fields = [(field["name"], field["schema"] | {"description": field.get("description", "")})
               for field in call.get("parameters", [])]
-    answers = "".join(f"<li>{code}: {html.escape(told['description'])}"
-                      for code, told in sorted(call["responses"].items()))
+    answers = "".join(f"<li>{code}: {html.escape(response['description'])}"
+                      for code, response in sorted(call["responses"].items()))
     words, takes = html.escape(call.get("description", "")), f"<p>Takes: {kind_of(body)}</p>" if body else ""
     return (f"<h3><code>{html.escape(heading)}</code></h3><p>{words}</p>{_table(fields)}{takes}"
             f"<p>Answers:</p><ul>{answers}</ul>")
 
 # %% ../../nbs/54_pages.ipynb #description
 def description(
-    told: dict,  # what `/openapi.json` says
+    contract: dict,  # what `/openapi.json` says
 ) -> str:
     """The page that tells of every call, and of what calls take and give."""
-    calls = [_call(f"{method.upper()} {path}", call) for path, methods in told["paths"].items()
+    calls = [_call(f"{method.upper()} {path}", call) for path, methods in contract["paths"].items()
              for method, call in methods.items()]
     things = []
-    for name, spec in sorted(told.get("components", {}).get("schemas", {}).items()):
+    for name, spec in sorted(contract.get("components", {}).get("schemas", {}).items()):
         examples = "".join(f"<pre>{html.escape(json.dumps(one))}</pre>" for one in spec.get("examples", []))
         things.append(f"<h3 id='{name}'>{name}</h3><p>{html.escape(spec.get('description', ''))}</p>"
                       f"{_table(list(spec.get('properties', {}).items()))}{examples}")
-    title, words = told["info"]["title"], html.escape(told["info"].get("description", ""))
+    title, words = contract["info"]["title"], html.escape(contract["info"].get("description", ""))
     words += " For programs: <a href='openapi.json'>openapi.json</a>. A socket at <code>/ws</code> speaks OpenEnv's protocol."
     return page_of(f"{title}: calls", f"<h1>{title}</h1><p>{words}</p><h2>Calls</h2>{''.join(calls)}"
                    f"<h2>What they take and give</h2>{''.join(things)}")

@@ -33,7 +33,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.routing import Mount
 
 from .. import __version__
-from .access import HEADERS, Access, JsonLines, Manners, Metrics, Only, client_of, log, methods_of, refusals
+from .access import (
+    HEADERS, Access, JsonLines, Metrics, Only, ResponseHeaders, client_of, log, methods_of, refusals)
 from .connections import UVICORN, settings
 from ..designers.base import BatchDesigner, Player
 from ..env import RECENT, EpisodeError
@@ -83,10 +84,10 @@ def read_frame(
 
 # %% ../../nbs/56_serve.ipynb #act
 def _observed(
-    told: DaedalusObservation,
+    observation: DaedalusObservation,
 ) -> dict:
     """An observation in the form that OpenEnv's clients read."""
-    fields = dict(told.__dict__)
+    fields = dict(observation.__dict__)
     reward, done = fields.pop("reward"), fields.pop("done")
     return {"type": "observation",
             "data": {"observation": fields, "reward": reward, "done": done, "metadata": fields["metadata"]}}
@@ -167,10 +168,10 @@ async def _converse(
         place.leave, place.used = _stay, here.sockets.clock()
         if frame["type"] == "websocket.disconnect":
             return False
-        told = answer(place.env, frame.get("text"), here.limits)
-        if told is None:
+        reply = answer(place.env, frame.get("text"), here.limits)
+        if reply is None:
             return True
-        await _tell(websocket.send_text(told))
+        await _tell(websocket.send_text(reply))
         here.metrics.frames.inc()
         if not number % TURN:
             await asyncio.sleep(0)
@@ -190,8 +191,8 @@ async def socket(websocket: WebSocket) -> None:
             here.sockets.take(name, place)
         except ServiceError as error:
             full, most = f"{error}: try again later", here.limits.sessions
-            told = error_text(full, CODES.CAPACITY_REACHED, active_sessions=most, max_sessions=most)
-            await _tell(websocket.send_text(told))
+            refusal = error_text(full, CODES.CAPACITY_REACHED, active_sessions=most, max_sessions=most)
+            await _tell(websocket.send_text(refusal))
             return await _tell(websocket.close(1013, full))   # for clients that do not read before they write
         if await _converse(websocket, name, place):
             await _tell(websocket.close())
@@ -505,7 +506,7 @@ def create_app(
         _add_arena(app)
     inner = app.build_middleware_stack
     # Outermost, for refusals by the framework too.
-    app.build_middleware_stack = lambda: Manners(  # type: ignore[method-assign]
+    app.build_middleware_stack = lambda: ResponseHeaders(  # type: ignore[method-assign]
         Access(inner(), limits, methods), limits, app.state.metrics)
     return app
 

@@ -459,12 +459,12 @@ def inference(
     player = designer(model_spec(model, repo_id), **free, **({"complete": True} if complete else {}))
     env = DaedalusEnv(people[0])
     observation, reply = env.reset(seed), _reply(player, env.episodes)
-    found = {"reply": reply.text, "mechanism": reply.mechanism and dict(reply.mechanism)}
+    result = {"reply": reply.text, "mechanism": reply.mechanism and dict(reply.mechanism)}
     if n_episodes == 1 and not baseline: print(observation.prompt(), reply.fault or reply.text, sep="\n")
-    else: found |= _compare(model or "trained", player, n_episodes, baseline, seed, suite)
+    else: result |= _compare(model or "trained", player, n_episodes, baseline, seed, suite)
     asked, invalid, partial = (getattr(player, count, 0) for count in ("asked", "invalid", "partial"))
     record = {"designer": str(repo_id or model or "data/designer"), "constrained": constrained, "complete": complete,
-              "suite": suite, "n_episodes": n_episodes, "seed": seed, **found, "replies": asked,
+              "suite": suite, "n_episodes": n_episodes, "seed": seed, **result, "replies": asked,
               "invalid replies": invalid, "partial replies": partial, "versions": versions()}
     write_text(output, json.dumps(record, indent=1) + "\n")
     print(f"invalid replies: {invalid} of {asked}, partial: {partial}; written: {output}")
@@ -477,10 +477,10 @@ def _compare(name, player, n_episodes, baseline, seed, suite) -> dict:
     table = evaluate({**players, name: player}, suite, n_episodes, seed)
     short = summary(table)
     print(short.round(3).to_string())
-    found = {"rewards": {name: group["reward"].to_list() for name, group in table.groupby("designer", sort=False)},
+    compared = {"rewards": {name: group["reward"].to_list() for name, group in table.groupby("designer", sort=False)},
              "summary": short.to_dict("index"), "paired": {}}
     if baseline:
         gains = paired(table, "informed-greedy")
         print("\npaired differences to informed-greedy\n" + gains.round(3).to_string())
-        found["paired"] = gains.to_dict("index")
-    return found
+        compared["paired"] = gains.to_dict("index")
+    return compared

@@ -248,10 +248,10 @@ def find_front(
     searches = [Job(front_found, ("CMA-ES", populations, trials, episodes, seed, fixed, stream),
                     trials * episodes * once) for stream, fixed in enumerate(combinations(held))]
     fronts = run_jobs(searches, workers, folder, "combinations searched")
-    found = list(dict.fromkeys(Mechanism(**fields) for front in fronts for fields in front.result))
-    measures = [Job(_values, (m, populations, final, seed), final * once) for m in found]
+    candidates = list(dict.fromkeys(Mechanism(**fields) for front in fronts for fields in front.result))
+    measures = [Job(_values, (m, populations, final, seed), final * once) for m in candidates]
     values = np.array([done.result for done in run_jobs(measures, workers, folder, "mechanisms measured")])
-    rows = [dict(m) | dict(zip(OBJECTIVES, row)) for m, row, on in zip(found, values, nondominated(values)) if on]
+    rows = [dict(m) | dict(zip(OBJECTIVES, row)) for m, row, on in zip(candidates, values, nondominated(values)) if on]
     return pd.DataFrame(rows).sort_values("welfare", ascending=False, ignore_index=True)
 
 # %% ../../nbs/45_pareto.ipynb #best-trials

@@ -157,9 +157,9 @@ def screen_tenders(
     if bids.shape != tender.shape or bids.ndim != 1:
         raise ValueError(f"bids and tender must be two lists of one length, not {bids.shape} and {tender.shape}")
     rows = {name: group.to_numpy() for name, group in pd.Series(bids).groupby(tender)}
-    found = [{"bids": np.isfinite(own).sum()} | {name: screen(own, winner) for name, screen in SCREENS.items()}
+    statistics = [{"bids": np.isfinite(own).sum()} | {name: screen(own, winner) for name, screen in SCREENS.items()}
              for own in rows.values()]
-    return pd.DataFrame(found, index=pd.Index(rows, name="tender"), columns=["bids", *SCREENS]).round(DECIMALS)
+    return pd.DataFrame(statistics, index=pd.Index(rows, name="tender"), columns=["bids", *SCREENS]).round(DECIMALS)
 
 # %% ../../nbs/46_screens.ipynb #margins
 def margins(

@@ -30,9 +30,9 @@ def interval(
     resamples = whole_number(resamples, "resamples")
     if np.shape(samples[0])[-1] < 2:
         return (statistic(*samples, axis=-1),) * 2
-    found = bootstrap(samples, statistic, n_resamples=resamples, method="percentile", paired=True, vectorized=True,
+    resampled = bootstrap(samples, statistic, n_resamples=resamples, method="percentile", paired=True, vectorized=True,
                       axis=-1, rng=np.random.default_rng(seed))
-    return found.confidence_interval.low, found.confidence_interval.high
+    return resampled.confidence_interval.low, resampled.confidence_interval.high
 
 # %% ../../nbs/40_stats.ipynb #draws
 def picks(
@@ -102,8 +102,8 @@ def exact_share(
     """A share of independent events, and the ends of its exact interval."""
     from scipy.stats import binomtest
 
-    found = binomtest(int(np.sum(happened)), len(happened)).proportion_ci(level)
-    return float(np.mean(happened)), float(found.low), float(found.high)
+    bounds = binomtest(int(np.sum(happened)), len(happened)).proportion_ci(level)
+    return float(np.mean(happened)), float(bounds.low), float(bounds.high)
 
 
 def against(

@@ -81,7 +81,7 @@ SCORE_OF = {"welfare": "welfare", "fairness": "fairness", "composite": "reward"}
 
 
 class MarketRewards:
-    """The rewards of replies in the states of their prompts, each state on its own luck, the same for all replies."""
+    """The rewards of replies in the states of their prompts, each state on futures of its own, the same for all replies."""
 
     def __init__(
         self,
@@ -98,29 +98,29 @@ class MarketRewards:
         self,
         texts: Sequence[str],  # replies
         states: Sequence[str],  # for each reply, the state that its prompt described, as `snapshot` made it
-        luck: Sequence[int],  # for each reply, the seed of the state's futures
+        future_seeds: Sequence[int],  # for each reply, the seed of the state's futures
     ) -> dict[str, np.ndarray]:  # by name of a reward, float64 [replies]
         """All four rewards of some replies; asked for the same replies again, it remembers."""
-        asked = (tuple(texts), tuple(states), tuple(luck))
+        asked = (tuple(texts), tuple(states), tuple(future_seeds))
         if asked != self._last:
             start = time.perf_counter()
             self._last, self._scores = asked, self._play(*asked)
             self.seconds += time.perf_counter() - start
         return self._scores
 
-    def _play(self, texts, states, luck) -> dict[str, np.ndarray]:
+    def _play(self, texts, states, future_seeds) -> dict[str, np.ndarray]:
         """The rewards, from the market."""
         replies = [Reply.read(text).mechanism for text in texts]
         earned = {"format": np.array([reply is not None for reply in replies], float)}
         earned |= {name: np.zeros(len(texts)) for name in SCORE_OF}
-        for key in dict.fromkeys(zip(states, luck)):
-            valid = {at: reply for at, reply in enumerate(replies) if (states[at], luck[at]) == key and reply}
+        for key in dict.fromkeys(zip(states, future_seeds)):
+            valid = {at: reply for at, reply in enumerate(replies) if (states[at], future_seeds[at]) == key and reply}
             if not valid:
                 continue
             rows = list(valid)
-            found = outlook(restore(key[0]), [list(valid.values())], key[1], self.horizon, self.futures, self.then)
+            outcomes = outlook(restore(key[0]), [list(valid.values())], key[1], self.horizon, self.futures, self.then)
             for name, score in SCORE_OF.items():
-                earned[name][rows] = found[score][0].mean(1)
+                earned[name][rows] = outcomes[score][0].mean(1)
             self.rounds += len(rows) * self.horizon * self.futures * ROUNDS
         return earned
 
@@ -130,8 +130,8 @@ class MarketRewards:
 
     def _function(self, name: str) -> Callable:
         """One reward as TRL wants it."""
-        def reward(completions, state, luck, log_metric=None, **others):
-            values = self.scores([reply[0]["content"] for reply in completions], state, luck)[name]
+        def reward(completions, state, future_seed, log_metric=None, **others):
+            values = self.scores([reply[0]["content"] for reply in completions], state, future_seed)[name]
             if log_metric is not None:
                 log_metric(f"within_group/{name}", spread_within(values, state))
             return values.tolist()
@@ -170,7 +170,7 @@ def prompt_rows(
     seed: int,
     progress: float = 0.0,  # share of the training that is done, 0 to 1
     draw: Draw = draw_training_population,  # of populations, as `training_populations` takes it
-) -> list[dict]:  # prompt, state, luck: one for each prompt of the phase, in the order in which they are used
+) -> list[dict]:  # prompt, state, future_seed: one for each prompt of the phase, in the order in which they are used
     """The data set of one phase."""
     needed = settings.steps * settings.batch_size * settings.accumulation // settings.generations
     rng, count = np.random.default_rng([seed, 3]), max(2, -(-needed // 10))
@@ -178,7 +178,7 @@ def prompt_rows(
     rows = [{"prompt": messages(observation), "state": snapshot(visit.episodes, at)}
             for visit in visits(designer, people, seed, settings.published_share)
             for at, observation in enumerate(visit.observations)]
-    return [rows[at] | {"luck": int(at)} for at in rng.permutation(len(rows))[:needed]]
+    return [rows[at] | {"future_seed": int(at)} for at in rng.permutation(len(rows))[:needed]]
 
 # %% ../../nbs/33_grpo.ipynb #shared-prompt-trainer
 @cache
@@ -206,10 +206,10 @@ def shared_prompt_trainer() -> type:
 
         def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
             model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
-            found = sample_replies(model, tokenizer, prompt_ids[::num_generations], num_generations, self.temperature,
+            sampled = sample_replies(model, tokenizer, prompt_ids[::num_generations], num_generations, self.temperature,
                                    self.max_completion_length)
             stops = stop_tokens(model, tokenizer)
-            return [until_stop(row, stops) for row in found.tokens.flatten(0, 1).tolist()], None
+            return [until_stop(row, stops) for row in sampled.tokens.flatten(0, 1).tolist()], None
 
         def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
             logprobs, entropies = shared_logprobs(model, input_ids, attention_mask, logits_to_keep, self.temperature)

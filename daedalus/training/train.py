@@ -171,11 +171,11 @@ def _kept(
 ) -> dict:  # nothing where there is none, or where it or one of its files is damaged
     """What a training told when it kept something."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        whole = all(_file_hash(file.parent / name) == found for name, found in told.get("files", {}).items())
+        record = json.loads(file.read_text(encoding="utf-8"))
+        whole = all(_file_hash(file.parent / name) == digest for name, digest in record.get("files", {}).items())
     except (OSError, ValueError, AttributeError):
         return {}
-    return told if whole else {}
+    return record if whole else {}
 
 # %% ../../nbs/35_train.ipynb #made-by
 def training_code(
@@ -188,11 +188,11 @@ def training_code(
 
 
 def _is_made_by(
-    told: dict,  # as `_kept` returns it
+    record: dict,  # as `_kept` returns it
     needed: dict[str, str],  # hashes, by name
 ) -> bool:
     """Whether something that is kept was made from what is needed."""
-    return bool(told) and all(told.get(name) == value for name, value in needed.items())
+    return bool(record) and all(record.get(name) == value for name, value in needed.items())
 
 # %% ../../nbs/35_train.ipynb #set-aside
 REASONS = {"key": "with other settings", "code": "by other code or other versions of packages",
@@ -200,7 +200,7 @@ REASONS = {"key": "with other settings", "code": "by other code or other version
 
 
 def _set_aside(
-    told: dict,  # as `_kept` returns it
+    record: dict,  # as `_kept` returns it
     needed: dict[str, str],
     *paths: Path,  # what was kept
 ) -> None:
@@ -208,11 +208,11 @@ def _set_aside(
     paths = tuple(path for path in paths if path.exists())
     if not paths:
         return
-    if not told:
+    if not record:
         _say(f"{paths[0]} is damaged: it is made again")
         return
-    why = next(REASONS[name] for name, value in needed.items() if told.get(name) != value)
-    mark = short_hash(json.dumps({name: told.get(name) for name in needed}))[:8]
+    why = next(REASONS[name] for name, value in needed.items() if record.get(name) != value)
+    mark = short_hash(json.dumps({name: record.get(name) for name in needed}))[:8]
     asides = [path.with_name(f"{path.stem}.{mark}{path.suffix}") for path in paths]
     for path, aside in zip(paths, asides, strict=True):
         if aside.is_dir():
@@ -306,15 +306,15 @@ def _teacher(
 ) -> tuple[Teacher, float]:  # and the seconds that making it took
     """The teacher of a training: made once by the code that is here, then read from the training's folder."""
     file, needed = _teacher_file(profile, seed, work), {"code": code_hash(Teacher.learn)}
-    told = _kept(file.with_suffix(".json"))
-    if not _is_made_by(told, needed):
-        _set_aside(told, needed, file, file.with_suffix(".json"))
+    record = _kept(file.with_suffix(".json"))
+    if not _is_made_by(record, needed):
+        _set_aside(record, needed, file, file.with_suffix(".json"))
         start = time.perf_counter()
         examples = try_library(profile.teacher_rounds, seed, draw_population)
         Teacher.learn(examples, profile.ahead_rounds, seed, draw_population).save(file)
-        told = needed | {"seconds": time.perf_counter() - start, "files": {file.name: _file_hash(file)}}
-        write_text(file.with_suffix(".json"), json.dumps(told))
-    return Teacher.load(file), told["seconds"]
+        record = needed | {"seconds": time.perf_counter() - start, "files": {file.name: _file_hash(file)}}
+        write_text(file.with_suffix(".json"), json.dumps(record))
+    return Teacher.load(file), record["seconds"]
 
 # %% ../../nbs/35_train.ipynb #run-rft
 def _earlier_rows(
@@ -357,10 +357,10 @@ def _grpo(
     then = _teacher(place.profile, place.seed, place.work)[0].seeing if place.profile.ahead_rounds else None
     policy = PolicySettings(lora_rank=phase.adapters, lora_alpha=phase.adapters or 1)
     trained = with_adapters(model, policy, place.phase_seed)
-    told = reinforce(trained, tokenizer, phase.settings, place.phase_seed, str(place.folder), progress, then)._asdict()
+    record = reinforce(trained, tokenizer, phase.settings, place.phase_seed, str(place.folder), progress, then)._asdict()
     if phase.adapters:
         trained.merge_and_unload(safe_merge=True)  # into `model`, whose layers the adapters were wrapped around
-    return told
+    return record
 
 
 RUNNERS: dict[str, Callable] = {"sft": _sft, "rft": _rft, "grpo": _grpo}
@@ -372,8 +372,8 @@ def _start(
 ) -> str:
     """A hash of what a phase starts from."""
     if before:
-        told = _kept(before / "phase.json")
-        return short_hash(json.dumps([told.get(name) for name in ("key", "code", "start", "files")]))
+        record = _kept(before / "phase.json")
+        return short_hash(json.dumps([record.get(name) for name in ("key", "code", "start", "files")]))
     if not profile.policy.base_model:
         return short_hash("random weights")
     files = (file for file in sorted(find_model(profile.policy.base_model).iterdir()) if file.is_file())
@@ -403,14 +403,14 @@ def _run_phase(
     """Run one phase and keep it in its folder."""
     phase = place.profile.phases[place.number]
     model, tokenizer = restore_policy(place.profile.policy, place.seed, before)
-    told = RUNNERS[phase.kind](model, tokenizer, phase, place)
+    record = RUNNERS[phase.kind](model, tokenizer, phase, place)
     save_policy(model, tokenizer, place.folder)
     files = {file.name: _file_hash(file) for file in sorted(place.folder.iterdir()) if file.is_file()}
-    told |= {"kind": phase.kind, "number": place.number, **needed, "files": files}
-    write_text(place.folder / "phase.json", json.dumps(told))
+    record |= {"kind": phase.kind, "number": place.number, **needed, "files": files}
+    write_text(place.folder / "phase.json", json.dumps(record))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(place.folder, target)
-    return told
+    return record
 
 # %% ../../nbs/35_train.ipynb #run-phases
 def run_phases(
@@ -425,15 +425,15 @@ def run_phases(
     work, before = Path(work), None
     with _alone_in(work):
         for number, target in enumerate(tqdm(phase_folders(profile, work), "phases", disable=None)):
-            needed, told = _needed(profile, seed, number, before), _kept(target / "phase.json")
-            if not _is_made_by(told, needed):
-                _set_aside(told, needed, target)
+            needed, record = _needed(profile, seed, number, before), _kept(target / "phase.json")
+            if not _is_made_by(record, needed):
+                _set_aside(record, needed, target)
                 folder = Path(tempfile.mkdtemp(prefix=".phase-", dir=work))
                 try:
-                    told = _run_phase(Place(profile, seed, number, work, folder), before, target, needed)
+                    record = _run_phase(Place(profile, seed, number, work, folder), before, target, needed)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
-            yield target, told
+            yield target, record
             before = target
 
 # %% ../../nbs/35_train.ipynb #copied
@@ -475,11 +475,11 @@ def borrow_phases(
     with _alone_in(work):
         _borrow_teacher(_teacher_file(profile, seed, work), _teacher_file(profile, seed, lender))
         for number, (mine, theirs) in enumerate(zip(phase_folders(profile, work), phase_folders(profile, lender))):
-            needed, told = _needed(profile, seed, number, before), _kept(mine / "phase.json")
+            needed, record = _needed(profile, seed, number, before), _kept(mine / "phase.json")
             if not _is_made_by(_kept(theirs / "phase.json"), needed):
                 break
-            if not _is_made_by(told, needed):
-                _set_aside(told, needed, mine)
+            if not _is_made_by(record, needed):
+                _set_aside(record, needed, mine)
                 _copied(theirs, mine)
                 borrowed += 1
             before = mine
@@ -513,17 +513,17 @@ def held_out_rewards(
     seed: int = 0,  # of the markets
 ) -> dict[str, dict]:  # by "suite, how": rewards of the episodes, mean by step, and distinct mechanisms
     """What a designer earns on the held-out episodes."""
-    found = {}
+    measured = {}
     for name in SUITES:
         people = suite(name)
         faced, keys = [people[e % len(people)] for e in range(episodes)], [(seed, e) for e in range(episodes)]
         for how, player in players.items():
             table = play(player, faced, keys)
-            found[f"{name}, {how}"] = {
+            measured[f"{name}, {how}"] = {
                 "rewards": table.groupby("index")["reward"].mean().round(5).to_list(),
                 "by step": table.groupby("step")["reward"].mean().round(5).to_list(),
                 "distinct": int(table["mechanism"].nunique())}
-    return found
+    return measured
 
 # %% ../../nbs/35_train.ipynb #validation
 SHIPPED = 1  # seed of the committed designer's training
@@ -547,7 +547,7 @@ def history_table(
     """Every optimiser step of a training; a phase that does not log a column leaves it empty."""
     import pandas as pd
 
-    rows = [{"phase": told["number"], "kind": told["kind"], **row} for told in phases for row in told["history"]]
+    rows = [{"phase": run["number"], "kind": run["kind"], **row} for run in phases for row in run["history"]]
     table = pd.DataFrame(rows)
     table.insert(2, "step", np.arange(1, len(table) + 1))
     return table
@@ -588,8 +588,8 @@ def _report(
         likely = LanguageDesigner(model.eval(), tokenizer, constrained=False)
         sampled = LanguageDesigner(model, tokenizer, constrained=False, temperature=1.0, seed=seed)
         players = {"signals": likely, "published": AsPublished(likely), "sampled": AskedOnce(sampled)}
-        found = held_out_rewards(players, episodes)
-        return found | {"invalid": likely.invalid / likely.asked, "invalid sampled": sampled.invalid / sampled.asked}
+        measured = held_out_rewards(players, episodes)
+        return measured | {"invalid": likely.invalid / likely.asked, "invalid sampled": sampled.invalid / sampled.asked}
 
     return _once(folder / f"report-{episodes}.json", made)
 
@@ -618,9 +618,9 @@ def _teacher_report(
     if not profile.teacher_rounds:
         return None
     teacher = _teacher(profile, seed, work)[0]
-    found = held_out_rewards({"signals": teacher, "published": AsPublished(teacher)}, episodes)
+    measured = held_out_rewards({"signals": teacher, "published": AsPublished(teacher)}, episodes)
     rounds = profile.teacher_rounds + 2 * profile.ahead_rounds
-    return {"rounds": rounds, **found, "validation": validation(teacher, 2 * episodes)}
+    return {"rounds": rounds, **measured, "validation": validation(teacher, 2 * episodes)}
 
 # %% ../../nbs/35_train.ipynb #one-thread
 @contextmanager
@@ -644,7 +644,7 @@ def report_rows(
         return f"{np.mean(rewards):.3f} ± {1.96 * np.std(rewards) / np.sqrt(len(rewards)):.3f}"
 
     return [{"stage": stage, "rounds": report["rounds"], **{
-        f"R on {name}": cell(found["rewards"]) for name, found in report.items() if isinstance(found, dict)}}
+        f"R on {name}": cell(measured["rewards"]) for name, measured in report.items() if isinstance(measured, dict)}}
         for stage, report in reports.items()]
 
 
@@ -684,9 +684,9 @@ def train(
     check_target(output)
     phases, reports, folders, rounds = [], {}, {}, 0
     with one_thread():
-        for number, (folder, told) in enumerate(run_phases(chosen, work, seed)):
-            rounds += told["rounds"]
-            phases.append(told)
+        for number, (folder, run) in enumerate(run_phases(chosen, work, seed)):
+            rounds += run["rounds"]
+            phases.append(run)
             if stage := stage_name(chosen, number):
                 folders[stage] = folder
                 reports[stage] = {"rounds": rounds, **_report(chosen.policy, seed, folder, episodes)}
@@ -698,7 +698,7 @@ def train(
         _export(chosen, seed, folders[shipped], output, reports)
     write_text(output / "training_history.csv", history_table(phases).to_csv(index=False, float_format="%.6g"))
     write_text(output / "training_history.json",
-               json.dumps([[told["kind"], told["history"]] for told in phases]) + "\n")
+               json.dumps([[run["kind"], run["history"]] for run in phases]) + "\n")
     write_text(work / "record.json", json.dumps(record) + "\n")
     return record
 

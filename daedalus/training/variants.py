@@ -44,13 +44,13 @@ def vary(
 
     Raises ValueError for a kind of phase that the profile does not have, and for changes that make no profile.
     """
-    by_kind, told = changes.get("phases", {}), profile.model_dump(mode="json")
-    kinds = [phase["kind"] for phase in told["phases"]]
+    by_kind, settings = changes.get("phases", {}), profile.model_dump(mode="json")
+    kinds = [phase["kind"] for phase in settings["phases"]]
     if unknown := sorted(set(by_kind) - set(kinds)):
         raise ValueError(f"phases must be of {', '.join(dict.fromkeys(kinds))}, not {unknown[0]!r}")
-    kept = [phase for phase in told["phases"] if by_kind.get(phase["kind"], {}) is not None]
+    kept = [phase for phase in settings["phases"] if by_kind.get(phase["kind"], {}) is not None]
     phases = [merged(phase, by_kind.get(phase["kind"], {})) for phase in kept]
-    return Profile.from_json(json.dumps(merged(told, changes | {"phases": phases})))
+    return Profile.from_json(json.dumps(merged(settings, changes | {"phases": phases})))
 
 # %% ../../nbs/36_variants.ipynb #plan
 BASE = "base"  # the variant that changes nothing
@@ -107,13 +107,13 @@ def run_variant(
         likely = LanguageDesigner(model.eval(), tokenizer, constrained=False)
         sampled = LanguageDesigner(model, tokenizer, constrained=False, temperature=1.0, seed=seed)
         players = {"signals": likely, "published": AsPublished(likely), "sampled": AskedOnce(sampled)}
-        found = held_out_rewards(players, episodes)
-    phases = [told for _, told in done]
-    parts = sorted({part for told in phases for part in told["seconds"]})
-    seconds = {part: round(sum(told["seconds"].get(part, 0.0) for told in phases), 1) for part in parts}
-    return {"rounds": sum(told["rounds"] for told in phases), "seconds": seconds,
+        held_out = held_out_rewards(players, episodes)
+    phases = [run for _, run in done]
+    parts = sorted({part for run in phases for part in run["seconds"]})
+    seconds = {part: round(sum(run["seconds"].get(part, 0.0) for run in phases), 1) for part in parts}
+    return {"rounds": sum(run["rounds"] for run in phases), "seconds": seconds,
             "invalid": likely.invalid / likely.asked, "invalid sampled": sampled.invalid / sampled.asked,
-            "held out": found}
+            "held out": held_out}
 
 # %% ../../nbs/36_variants.ipynb #run-ablations
 def read_records(
