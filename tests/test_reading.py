@@ -146,7 +146,7 @@ LONG = {
     "57_adapters#bidder-class": "still to be split",
     "57_adapters#market-tool": "still to be split",
     "60_reproduce#environment": "still to be split",
-    "60_reproduce#room": "still to be split",
+    "60_reproduce#scheduler": "still to be split",
     "60_reproduce#run-notebook": "still to be split",
     "60_reproduce#writers": "still to be split",
     "60_reproduce#tasks": "still to be split",
