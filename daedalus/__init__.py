@@ -17,6 +17,7 @@ from ._runtime import wide_registers
 if wide_registers():
     os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
+from .market.auction import register_format
 from .market.bidders import BEHAVIOUR, Behaviour, Population, PopulationError
 from .designers.base import DESIGNERS, FixedDesigner, RandomDesigner, check_designer, play
 from .env import DaedalusEnv, suite
@@ -38,7 +39,7 @@ __all__ = [
     "BEHAVIOUR", "BEST_FIXED", "Behaviour", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv", "FixedDesigner",
     "INFORMED_GREEDY", "LanguageDesigner", "MarketState", "Mechanism", "MechanismError", "Objective", "Observation",
     "Outcome", "Outcomes", "Population", "PopulationError", "RandomDesigner", "best_fixed", "check_designer", "designer",
-    "evaluate", "oracle", "paired", "play", "simulate", "suite", "summary", "yardsticks",
+    "evaluate", "oracle", "paired", "play", "register_format", "simulate", "suite", "summary", "yardsticks",
 ]
 
 
