@@ -16,7 +16,7 @@ import math
 from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
-from .auction import FIRST_PRICE, SECOND_PRICE, rival_bid
+from .auction import FIRST_PRICE, SECOND_PRICE, VCG, rival_bid
 from .._runtime import compiled, from_row, named
 from ..schema import FIELDS, Record, Share, generator, whole, whole_number
 
@@ -169,7 +169,8 @@ def credit_two_units(
         elif rules.auction_type == SECOND_PRICE:
             one = value - max(price1, bid2 if bid2 >= reserve else 0.0)
             gain = value + second_value - 2 * price2 if both else one
-        else: gain = value - price1 + (second_value - price2 if both else 0.0)
+        elif rules.auction_type == VCG: gain = value - price1 + (second_value - price2 if both else 0.0)
+        else: gain = np.nan   # no format of these three
         credit[bidder, arm] += gain if bid1 >= price1 else 0.0
 
 # %% ../../nbs/12_bidders.ipynb #update-arms
@@ -214,7 +215,7 @@ def entry_probability(
     "Chance that a dropout enters the session: what entrants earned, against its entry cost and what it is not told."
     hidden = 1 - openness(rules) + (0.0 if rules.reveal_reserve else rules.reserve_price)
     margin = outlook - behaviour.entry_cost * (1 + hidden)
-    return 1 / (1 + math.exp(-margin / behaviour.entry_noise))
+    return 1 / (1 + math.exp(min(700.0, -margin / behaviour.entry_noise)))
 
 # %% ../../nbs/12_bidders.ipynb #ring
 @compiled

@@ -8,12 +8,14 @@ __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'VALUES', 'ENTRY', 'CHOICE', '
            'PRICE', 'TRUST', 'GAIN', 'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM',
            'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'BEST', 'ENTRIES', 'TIE_BREAK', 'KEEP', 'BID',
            'OUT', 'ACTS', 'CERTAIN', 'LEAST', 'CHUNK', 'MarketState', 'new_market', 'Market', 'read_market', 'Accounts',
-           'open_accounts', 'Floor', 'make_floor', 'enter_floor', 'enter', 'choose', 'prepare_tricks', 'follow_lines',
-           'ring_meets', 'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'unit_value', 'sell_again', 'write_down',
-           'record_sale', 'record_return', 'record_lot', 'record_bidders', 'trade', 'pay_shill', 'best_welfare',
-           'ring_saving', 'look_back', 'trade_session', 'audit', 'learn_arms', 'learn_beliefs', 'participation',
-           'mean_shading', 'pairs_together', 'write_scores', 'session', 'acts_in', 'play', 'Agents', 'advance',
-           'Outcomes', 'outcomes_of', 'step', 'open_market', 'simulate']
+           'open_accounts', 'Registered', 'refuse_faults', 'at_work', 'Floor', 'make_floor', 'enter_floor', 'enter',
+           'line_slopes', 'choose', 'prepare_tricks', 'follow_lines', 'ring_meets', 'ring_leaders', 'lifted',
+           'draw_bids', 'list_bids', 'clear_as', 'write_bids', 'allocate_lot', 'price_of', 'charge_losers',
+           'unit_value', 'sell_again', 'write_down', 'record_sale', 'record_return', 'record_lot', 'record_bidders',
+           'trade', 'pay_shill', 'best_welfare', 'ring_saving', 'look_back', 'known_of', 'gain_of', 'shill_gain',
+           'look_again', 'pay_shills', 'credit_lot', 'trade_session', 'audit', 'learn_arms', 'learn_beliefs',
+           'participation', 'mean_shading', 'pairs_together', 'write_scores', 'session', 'acts_in', 'play', 'Agents',
+           'by_format', 'advance', 'Outcomes', 'outcomes_of', 'step', 'open_market', 'simulate']
 
 # %% ../../nbs/15_engine.ipynb #imports
 import math
@@ -23,17 +25,19 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
-from .auction import FIRST_PRICE, count_bids, insert_bid, insert_of_three, rival_bid, unit_price
+from daedalus.market.auction import (
+    FIRST_PRICE, FORMATS, Format, clear_at, count_bids, format_of, insert_bid, insert_of_three, refuse_fault, rival_bid,
+    unit_price)
 from .bidders import (
-    ARMS, BEHAVIOUR, COLLUDER, CONFIRMED, DROPOUT, EXPLOITER, FLIP, MOVES, NOTHING, PRICE_ONLY, RESTRICT, SHILL,
+    ARMS, BEHAVIOUR, COLLUDER, CONFIRMED, DROPOUT, EVERYTHING, EXPLOITER, FLIP, MOVES, NOTHING, PRICE_ONLY, RESTRICT, SHILL,
     SUSPECTED, ALLOW, TRUTHFUL, Behaviour, Population, arm_chances, competitive_surplus, credit_one_unit, credit_tricks,
-    credit_two_units, detection, draw_arm, entry_probability, feedback, read_rules, ring_resolve, shade,
+    credit_two_units, detection, draw_arm, entry_probability, feedback, flip_payoff, read_rules, ring_resolve, shade,
     shader_slopes, shill_detection, shill_range, update_arms, TRAIT)
 from .noise import fill_uniforms
 from .._runtime import check_compiled, compiled, in_threads, named, shares, use_threads
 from .rewards import fairness, stability
 from ..schema import (
-    DEFAULT_MECHANISM, PUBLISHED_OBJECTIVE, Mechanism, Objective, distinct, mechanisms_to_array, seed_number, whole_number)
+    AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, PUBLISHED_OBJECTIVE, Mechanism, Objective, distinct, mechanisms_to_array, seed_number, whole_number)
 
 # %% ../../nbs/15_engine.ipynb #sizes
 LOTS = 16     # lots in a session
@@ -233,6 +237,34 @@ def open_accounts(
     seats, sessions = state.kind.shape, (len(state.key), rounds)
     return Accounts(np.zeros(seats), np.zeros(seats), np.zeros(sessions), np.zeros((*sessions, len(METRICS))))
 
+# %% ../../nbs/15_engine.ipynb #registered
+class Registered(NamedTuple):
+    "A registered format at work: what it says of the lot, and of the lot as it might have been."
+    address: int           # of the function that clears a lot
+    fault: np.ndarray      # int [1]: what was wrong with an answer; 0: nothing
+    bids: np.ndarray       # float [n * 2]: valid bids of the lot, each bidder's together; 0: none
+    won: np.ndarray        # int [n]: units
+    paid: np.ndarray       # float [n]: in all
+    would_win: np.ndarray  # int [n]: units, had a bidder bid otherwise
+    would_pay: np.ndarray  # float [n]
+
+
+def refuse_faults(
+    kind: Format | None,
+    floor: "Floor", # after a play
+) -> None:
+    "ValueError where a registered format answered amiss."
+    if kind is not None and floor.registered is not None: refuse_fault(kind, floor.registered.fault[0])
+
+
+def at_work(
+    kind: Format, # a registered one
+    n: int,       # seats
+) -> Registered:
+    "A registered format and its scratch arrays."
+    return Registered(kind.address, np.zeros(1, np.int64), np.zeros(2 * n), np.zeros(n, np.int64), np.zeros(n),
+                      np.zeros(n, np.int64), np.zeros(n))
+
 # %% ../../nbs/15_engine.ipynb #floor
 (REVENUE, PRICE_SUM, SOLD, RETURNED, RING_GAIN, BIDS, BID_SUM, BID_SQUARES, TOP_SUM, NEXT_SUM, BID_COUNT_SQUARES,
  BEST, ENTRIES) = range(13)  # of `tally`
@@ -265,11 +297,13 @@ class Floor(NamedTuple):
     best_who: np.ndarray    # int [units]
     return_draws: np.ndarray        # float [LOTS * units + 8]: whether a unit disappoints
     offers: np.ndarray      # float [LOTS * units + 8]: resale offers
+    registered: Registered | None  # the format at work, where it is not built in
 
 # %% ../../nbs/15_engine.ipynb #make-floor
 def make_floor(
     state: MarketState,
     accounts: Accounts,
+    kind: Format | None = None, # the format of all, where it is not built in
 ) -> Floor:
     "Scratch arrays that are large enough for every market of a batch, with the rows of the first."
     n, items = state.kind.shape[1], int(state.traits[:, TRAIT.n_items].max())
@@ -279,7 +313,7 @@ def make_floor(
         accounts.net[0], accounts.surplus[0], *wholes,
         np.zeros((n, MOVES)), np.zeros((n, MOVES)), accounts.history[0], np.zeros(ENTRIES), np.zeros(items + 3),
         np.zeros(items + 3, np.int64), np.zeros(items), np.zeros(items, np.int64), np.zeros(LOTS * items + 8),
-        np.zeros(LOTS * items + 8)])
+        np.zeros(LOTS * items + 8), None if kind is None else at_work(kind, n)])
 
 
 @compiled
@@ -294,7 +328,7 @@ def enter_floor(
                  floor.slope, floor.slope2, floor.start, accounts.net[b], accounts.surplus[b], floor.arm, floor.present,
                  floor.active, floor.valid, floor.chances, floor.credit, accounts.history[b], floor.tally,
                  floor.top[:listed], floor.who[:listed], floor.best[:items], floor.best_who[:items],
-                 floor.return_draws, floor.offers)
+                 floor.return_draws, floor.offers, floor.registered)
 
 # %% ../../nbs/15_engine.ipynb #enter
 @compiled
@@ -309,6 +343,16 @@ def enter(
         floor.present[i], floor.active[i], floor.valid[i] = here, LOTS * here, 0
         floor.slope[i], floor.slope2[i], floor.start[i] = here, here * market.second_unit, 0.0
         floor.net[i], floor.arm[i] = 0.0, ARMS - 1
+
+# %% ../../nbs/15_engine.ipynb #line-slopes
+@compiled
+def line_slopes(
+    registered, # `Floor.registered`
+    arm, rules, market, # an arm that shades
+):
+    "The slopes of a shader's first and second bid."
+    if registered is None: return shader_slopes(arm, rules, market.items, market.second_unit)
+    return shade(arm), shade(arm) * market.second_unit
 
 # %% ../../nbs/15_engine.ipynb #choose
 @compiled
@@ -325,7 +369,7 @@ def choose(
         if not floor.present[i]: continue
         arm = draw_arm(floor.chances[i], arms, floor.value[i])
         floor.arm[i] = arm
-        if arm < ARMS: floor.slope[i], floor.slope2[i] = shader_slopes(arm, rules, market.items, market.second_unit)
+        if arm < ARMS: floor.slope[i], floor.slope2[i] = line_slopes(floor.registered, arm, rules, market)
         elif arm == FLIP: floor.slope[i], floor.slope2[i], floor.start[i] = TIE_BREAK, 0.0, market.high
         else:
             start, stop = shill_range(rules, floor.belief[PRICE], market.low, market.high)
@@ -457,6 +501,79 @@ def list_bids(
         floor.tally[TOP_SUM] += floor.top[0]
         floor.tally[NEXT_SUM] += floor.top[1]
 
+# %% ../../nbs/15_engine.ipynb #registered-lot
+@compiled
+def clear_as(
+    registered, market, rules, # Registered
+    bidder, bid, second, # whose bids to replace by which; bidder -1: nobody's
+    won, paid,           # of the format's answer; overwritten
+):
+    "Ask a registered format about the lot, one bidder bidding otherwise; nobody wins or pays where the answer is at fault."
+    wanted, kept, kept_second = 1 if market.items == 1 else 2, 0.0, 0.0
+    if bidder >= 0:
+        at = bidder * wanted
+        kept, kept_second = registered.bids[at], registered.bids[at + wanted - 1]
+        write_bids(registered, rules, bidder, wanted, bid, second)
+    fault = clear_at(registered.address, registered.bids, market.n, wanted, market.items, rules.reserve_price, won, paid)
+    if bidder >= 0: registered.bids[at], registered.bids[at + wanted - 1] = kept, kept_second
+    if fault == 0: return
+    registered.fault[0] = fault
+    won[:market.n], paid[:market.n] = 0, 0.0
+
+
+@compiled
+def write_bids(
+    registered, rules, bidder, wanted, bid, second, # `wanted`: 1 or 2 bids for each bidder
+):
+    "Write a bidder's valid bids where a registered format reads them, the higher first."
+    first = bid if bid >= rules.reserve_price and bid > 0 else 0.0
+    other = second if wanted == 2 and second >= rules.reserve_price and second > 0 else 0.0
+    registered.bids[bidder * wanted] = max(first, other)
+    if wanted == 2: registered.bids[bidder * wanted + 1] = min(first, other)
+
+
+@compiled
+def allocate_lot(
+    registered, # `Floor.registered`
+    market, rules, floor,
+):
+    "Let a registered format say who wins and who pays, and list the winners' bids, then the highest that lose."
+    if registered is None: return
+    wanted = 1 if market.items == 1 else 2
+    for i in range(market.n): write_bids(registered, rules, i, wanted, floor.bid[i], floor.bid2[i])
+    clear_as(registered, market, rules, -1, 0.0, 0.0, registered.won, registered.paid)
+    floor.top[:], floor.who[:], at = 0.0, -1, 0
+    for i in range(market.n):
+        for unit in range(wanted):
+            bid = registered.bids[i * wanted + unit]
+            if unit >= registered.won[i]: insert_bid(floor.top[market.items:], floor.who[market.items:], bid, i)
+            else: floor.top[at], floor.who[at], at = bid, i, at + 1
+
+# %% ../../nbs/15_engine.ipynb #registered-pay
+@compiled
+def price_of(
+    registered, # `Floor.registered`
+    market, rules, floor,
+    at, # which winning bid
+):
+    "What the winner with the listed bid `at` pays for its unit."
+    if registered is None:
+        return unit_price(int(rules.auction_type), floor.top, floor.who, market.items, rules.reserve_price, at)
+    return registered.paid[floor.who[at]] / registered.won[floor.who[at]]
+
+
+@compiled
+def charge_losers(
+    registered, # `Floor.registered`
+    market, floor,
+):
+    "Charge those who won nothing what a registered format makes them pay."
+    if registered is None: return
+    for i in range(market.n):
+        if registered.won[i] > 0: continue
+        floor.net[i] -= registered.paid[i]
+        floor.tally[REVENUE] += registered.paid[i]
+
 # %% ../../nbs/15_engine.ipynb #second-hand
 @compiled
 def unit_value(
@@ -556,7 +673,7 @@ def trade(
         i = floor.who[at]
         if i < 0: break
         if floor.arm[i] == SHILL: continue   # a false bid won: the unit stays unsold
-        price = unit_price(int(rules.auction_type), floor.top, floor.who, market.items, rules.reserve_price, at)
+        price = price_of(floor.registered, market, rules, floor, at)
         worth = unit_value(market, floor, at)
         floor.tally[SOLD] += 1
         floor.tally[PRICE_SUM] += price
@@ -639,6 +756,95 @@ def look_back(
             credit_two_units(floor.credit, i, floor.value[i], market.second_unit,
                              rival_bid(top, who, i, items - 1), rival_bid(top, who, i, items - 2), rules)
 
+# %% ../../nbs/15_engine.ipynb #known-of
+@compiled
+def known_of(
+    registered, # `Floor.registered`
+    rules,
+):
+    "What bidders learn from a session; under a registered format a price says nothing of other bids."
+    known = feedback(rules)
+    if registered is None: return known
+    return EVERYTHING if known == EVERYTHING else NOTHING
+
+
+@compiled
+def gain_of(
+    registered, market, rules, behaviour, floor,
+    i,  # whose gain
+    arm, # had it played this
+):
+    "What a bidder would have earned on the lot by an arm, had all others bid as they did."
+    value, second = floor.value[i], market.second_unit * floor.value[i]
+    won, paid = registered.would_win, registered.would_pay
+    if arm < ARMS:
+        slope, slope2 = line_slopes(registered, arm, rules, market)
+        bid, bid2 = lifted(slope * value, value, rules), lifted(slope2 * value, second, rules)
+        clear_as(registered, market, rules, i, bid, bid2, won, paid)
+        return (value if won[i] > 0 else 0.0) + (second if won[i] > 1 else 0.0) - paid[i]
+    if arm == FLIP:
+        clear_as(registered, market, rules, i, market.high * (1 + TIE_BREAK), 0.0, won, paid)
+        if won[i] == 0: return -paid[i]
+        return flip_payoff(paid[i], market.withdrawal_fine, market.low, behaviour.resale * market.high)
+    start, stop = shill_range(rules, floor.belief[PRICE], market.low, market.high)
+    false = start + (stop - start) * (value - market.low) / (market.high - market.low)
+    return shill_gain(registered, market, rules, behaviour, i, lifted(false, value, rules))
+
+# %% ../../nbs/15_engine.ipynb #shill-gain
+@compiled
+def shill_gain(
+    registered, market, rules, behaviour,
+    i,   # who bids falsely
+    bid, # what
+):
+    "What a false bid earns: a share of what it makes the others pay more, less what it pays; nothing where it wins."
+    won, paid = registered.would_win, registered.would_pay
+    clear_as(registered, market, rules, i, bid, 0.0, won, paid)
+    if won[i] > 0: return 0.0
+    own, rise = paid[i], -paid[i]
+    for j in range(market.n): rise += paid[j]
+    clear_as(registered, market, rules, i, 0.0, 0.0, won, paid)
+    for j in range(market.n): rise -= paid[j]
+    return behaviour.kickback * max(0.0, rise) - own
+
+
+@compiled
+def look_again(
+    registered, market, rules, behaviour, meets, leader, floor,
+):
+    "Credit the arms of those who took part in the lot, by clearing it again."
+    known = known_of(registered, rules)
+    for i in range(market.n):
+        kind, own = floor.kind[i], floor.arm[i]
+        if kind == TRUTHFUL or not floor.present[i] or (meets and kind == COLLUDER and i != leader): continue
+        for arm in range(MOVES if kind == EXPLOITER else ARMS):
+            if known == EVERYTHING or (arm == own and arm < ARMS):
+                floor.credit[i, arm] += gain_of(registered, market, rules, behaviour, floor, i, arm)
+
+# %% ../../nbs/15_engine.ipynb #settle-lot
+@compiled
+def pay_shills(
+    registered, # `Floor.registered`
+    market, rules, behaviour, floor,
+):
+    "Pay those whose false bids drove up what others pay."
+    if registered is None: pay_shill(market, rules, behaviour, floor)
+    else:
+        for i in range(market.n):
+            if floor.arm[i] != SHILL or not floor.present[i] or registered.won[i] > 0: continue
+            earned = shill_gain(registered, market, rules, behaviour, i, floor.bid[i])
+            floor.net[i] += earned + registered.paid[i]   # what it pays itself is charged to all losers alike
+
+
+@compiled
+def credit_lot(
+    registered, # `Floor.registered`
+    market, rules, behaviour, meets, leader, floor,
+):
+    "Credit the arms of those who took part in the lot."
+    if registered is None: look_back(market, rules, behaviour, meets, leader, floor)
+    else: look_again(registered, market, rules, behaviour, meets, leader, floor)
+
 # %% ../../nbs/15_engine.ipynb #trade-session
 @compiled
 def trade_session(
@@ -654,14 +860,16 @@ def trade_session(
     for lot in range(LOTS):
         leader, second = draw_bids(market, rules, lot, meets, floor)
         list_bids(market, rules, floor)
+        allocate_lot(floor.registered, market, rules, floor)
         realised, best = trade(market, rules, behaviour, lot, floor, record), best_welfare(market, floor)
+        charge_losers(floor.registered, market, floor)
         welfare += min(1.0, realised / best) / LOTS
         floor.tally[BEST] += best
         record_lot(market, lot, floor, leader if meets else -1, best, record)
         if market.learners == 0: continue
-        pay_shill(market, rules, behaviour, floor)
+        pay_shills(floor.registered, market, rules, behaviour, floor)
         if leader >= 0: floor.tally[RING_GAIN] += ring_saving(market, rules, leader, second, floor)
-        look_back(market, rules, behaviour, meets, leader, floor)
+        credit_lot(floor.registered, market, rules, behaviour, meets, leader, floor)
     record_bidders(floor, record)
     return min(1.0, welfare)
 
@@ -691,7 +899,7 @@ def learn_arms(
     market, rules, behaviour, floor,
 ):
     "Step 6, bidders: forget a little, and add what the session showed of each arm."
-    first, known = rules.auction_type == FIRST_PRICE, feedback(rules)
+    first, known = rules.auction_type == FIRST_PRICE, known_of(floor.registered, rules)
     for i in range(market.n):
         if floor.kind[i] == TRUTHFUL: continue
         floor.credit[i, SHILL] -= market.stake * rules.shill_penalty * shill_detection(rules, behaviour)
@@ -872,6 +1080,23 @@ def _acts(
     if odd.size: raise ValueError(f"an act must be one of {', '.join(map(str, ACTS))}, not {odd[0]:g}")
     return acts
 
+# %% ../../nbs/15_engine.ipynb #by-format
+_FORMAT = FIELDS.index("auction_type")
+
+
+def by_format(
+    rows: np.ndarray, # float [batch, 11]: mechanisms
+    part: slice,      # of the batch
+) -> list[tuple[Format | None, slice | np.ndarray]]: # a registered format, or None: those built in; and which markets
+    "The markets of a part of a batch by the code that plays them; ValueError for a format that is not known here."
+    places = rows[part, _FORMAT].astype(np.int64)
+    if places.max(initial=0) < len(AUCTION_TYPES): return [(None, part)]
+    markets, found = np.arange(part.start, part.stop), []
+    for place in np.unique(np.maximum(places, len(AUCTION_TYPES) - 1)):
+        kind = format_of(list(FORMATS)[place]) if place < len(FORMATS) else format_of(f"number {place}")
+        found.append((kind if kind.address else None, markets[np.maximum(places, len(AUCTION_TYPES) - 1) == place]))
+    return found
+
 # %% ../../nbs/15_engine.ipynb #advance-rows
 def _advance(
     state: MarketState, # changed in place
@@ -884,10 +1109,14 @@ def _advance(
     accounts = open_accounts(state, rounds)
 
     def sessions(since, stop, acts=None):
-        def some(part):   # on views: `play` changes the arrays themselves
-            own, kept = MarketState(*(array[part] for array in state)), Accounts(*(array[part] for array in accounts))
-            play(own, rows[part], behaviour, make_floor(own, kept), kept, since, stop,
-                 None if acts is None else acts[part], None)
+        def some(part):
+            for kind, chosen in by_format(rows, part): # a slice is a view, and `play` changes the arrays themselves
+                own, kept = MarketState(*(array[chosen] for array in state)), Accounts(*(array[chosen] for array in accounts))
+                floor = make_floor(own, kept, kind)
+                play(own, rows[chosen], behaviour, floor, kept, since, stop, None if acts is None else acts[chosen], None)
+                refuse_faults(kind, floor)
+                if isinstance(chosen, slice): continue
+                for whole, played in zip((*state, *accounts), (*own, *kept)): whole[chosen] = played
         in_threads(some, shares(len(rows), LEAST))
 
     if agents is None: sessions(0, rounds)

@@ -44,7 +44,7 @@ def profiles(
 def auction_game(
     bids: np.ndarray,     # float [cases, n, actions] or [cases, n, actions, 2]: what each action bids for each unit
     values: np.ndarray,   # float [cases, n] or [cases, n, 2]: what each unit is worth to each bidder
-    auction_type: str,    # one of schema.AUCTION_TYPES
+    auction_type: str,    # one of auction.FORMATS
     n_items: int = 1,     # units in the lot
     reserve: float = 0.0, # lowest price
 ) -> Game:
@@ -82,7 +82,7 @@ def bid_grid(
     return np.arange(1, actions + 1) / (actions + 1)
 
 def rival_game(
-    auction_type: str, # one of schema.AUCTION_TYPES
+    auction_type: str, # one of auction.FORMATS
     n: int = 2,        # bidders, all of value 1
     actions: int = 19, # bids of `bid_grid`
     reserve: float = 0,# lowest price

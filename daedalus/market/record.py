@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .bidders import BEHAVIOUR, KINDS, TRAIT, Behaviour
-from .engine import LOTS, METRICS, ROUNDS, MarketState, make_floor, open_accounts, play
+from .engine import LOTS, METRICS, ROUNDS, MarketState, by_format, make_floor, open_accounts, play, refuse_faults
 from ..schema import Mechanism, whole_number
 
 if TYPE_CHECKING:
@@ -76,9 +76,11 @@ def watch(
     rounds = whole_number(rounds, "rounds")
     one, row = state.select([at]), mechanism.to_array()[None]
     record, accounts = _blank(int(one.traits[0, TRAIT.bidders]), int(one.traits[0, TRAIT.n_items])), open_accounts(one, rounds)
-    floor = make_floor(one, accounts)
+    (kind, _), = by_format(row, slice(0, 1))
+    floor = make_floor(one, accounts, kind)
     play(one, row, behaviour, floor, accounts, 0, rounds - 1, None, None)
     play(one, row, behaviour, floor, accounts, rounds - 1, rounds, None, record)
+    refuse_faults(kind, floor)
     fined = record.gain - accounts.net[0, :len(record.gain)]
     return record._replace(fined=fined, reserve=mechanism.reserve_price, scores=accounts.scores[0, -1])
 

@@ -27,7 +27,7 @@ from ..market.engine import Accounts, Agents, MarketState, read_market, simulate
 from ..market.noise import fill_uniforms
 from ..results import install_hint
 from .._runtime import compiled
-from ..schema import AUCTION_TYPES, Mechanism
+from ..schema import FIELDS, Mechanism, known_auction_types
 from ..designers.search import Draw, block_keys
 
 # %% ../../nbs/44_redteam.ipynb #scenario
@@ -77,7 +77,7 @@ class Learned(NamedTuple):
     ) -> "Learned":
         "Of learners that have seen nothing."
         n, k = scenario.population.bidders, len(menu_of(scenario.population))
-        shape = batch, n, len(AUCTION_TYPES), k
+        shape = batch, n, len(known_auction_types()), k
         return cls(np.full(shape, FIRST_ESTIMATE if scenario.rule == "Q-learning" else 0.0), np.zeros(shape),
                    np.zeros((batch, n), np.int64), np.zeros((batch, n)), np.full(k, 1 / k),
                    np.zeros((batch, n, 4)), np.zeros((batch, n, k)), np.zeros(k), np.zeros(2 * n + 8))
@@ -185,6 +185,9 @@ class Learners(NamedTuple):
 
     def act(self, state: MarketState, rows: np.ndarray) -> np.ndarray:
         "What each seat does in the next session; nobody but exploiters is told."
+        at = int(rows[:, FIELDS.index("auction_type")].max(initial=0))
+        if at >= self.learned.worth.shape[2]:
+            raise ValueError(f"auction_type is {known_auction_types()[at]!r}, which was registered after these learners began")
         pick_for_seats(state, rows, self.rule, RULE_BEHAVIOUR, self.menu, self.learned)
         return self.learned.acts
 
