@@ -404,6 +404,7 @@ def _clear_registered(address, bids, n_items, reserve, units, payments):
         fault = max(fault, found)
     return fault
 
+# %% ../../nbs/11_auction.ipynb #clear
 class Clearing(NamedTuple):
     "Who got how much, and for what: `units` int [lots, bidders], `payments` float [lots, bidders]."
     units: np.ndarray
@@ -431,7 +432,8 @@ def clear(
         valid = np.ascontiguousarray(np.where((bids > 0) & (bids >= reserve), bids, 0.0))
         refuse_fault(kind, _clear_registered(kind.address, valid, n_items, float(reserve), units, payments))
     else:
-        _clear(bids, kind.place, n_items, float(reserve), np.empty(n_items + 2), np.empty(n_items + 2, np.int64), units, payments)
+        _clear(bids, kind.place, n_items, float(reserve), np.empty(n_items + 2), np.empty(n_items + 2, np.int64),
+               units, payments)
     return Clearing(units, payments)
 
 # %% ../../nbs/11_auction.ipynb #revenue

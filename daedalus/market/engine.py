@@ -10,7 +10,7 @@ __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'VALUES', 'ENTRY', 'CHOICE', '
            'OUT', 'ACTS', 'CERTAIN', 'LEAST', 'CHUNK', 'MarketState', 'new_market', 'Market', 'read_market', 'Accounts',
            'open_accounts', 'Registered', 'refuse_faults', 'at_work', 'Floor', 'make_floor', 'enter_floor', 'enter',
            'line_slopes', 'choose', 'prepare_tricks', 'follow_lines', 'ring_meets', 'ring_leaders', 'lifted',
-           'draw_bids', 'list_bids', 'clear_as', 'write_bids', 'allocate_lot', 'price_of', 'charge_losers',
+           'draw_bids', 'list_bids', 'write_bids', 'clear_as', 'allocate_lot', 'price_of', 'charge_losers',
            'unit_value', 'sell_again', 'write_down', 'record_sale', 'record_return', 'record_lot', 'record_bidders',
            'trade', 'pay_shill', 'best_welfare', 'ring_saving', 'look_back', 'known_of', 'gain_of', 'shill_gain',
            'look_again', 'pay_shills', 'credit_lot', 'trade_session', 'audit', 'learn_arms', 'learn_beliefs',
@@ -37,7 +37,8 @@ from .noise import fill_uniforms
 from .._runtime import check_compiled, compiled, in_threads, named, shares, use_threads
 from .rewards import fairness, stability
 from ..schema import (
-    AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, PUBLISHED_OBJECTIVE, Mechanism, Objective, distinct, mechanisms_to_array, seed_number, whole_number)
+    AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, PUBLISHED_OBJECTIVE, Mechanism, Objective, distinct, mechanisms_to_array,
+    seed_number, whole_number)
 
 # %% ../../nbs/15_engine.ipynb #sizes
 LOTS = 16     # lots in a session
@@ -503,6 +504,17 @@ def list_bids(
 
 # %% ../../nbs/15_engine.ipynb #registered-lot
 @compiled
+def write_bids(
+    registered, rules, bidder, wanted, bid, second, # `wanted`: 1 or 2 bids for each bidder
+):
+    "Write a bidder's valid bids where a registered format reads them, the higher first."
+    first = bid if bid >= rules.reserve_price and bid > 0 else 0.0
+    other = second if wanted == 2 and second >= rules.reserve_price and second > 0 else 0.0
+    registered.bids[bidder * wanted] = max(first, other)
+    if wanted == 2: registered.bids[bidder * wanted + 1] = min(first, other)
+
+
+@compiled
 def clear_as(
     registered, market, rules, # Registered
     bidder, bid, second, # whose bids to replace by which; bidder -1: nobody's
@@ -520,18 +532,7 @@ def clear_as(
     registered.fault[0] = fault
     won[:market.n], paid[:market.n] = 0, 0.0
 
-
-@compiled
-def write_bids(
-    registered, rules, bidder, wanted, bid, second, # `wanted`: 1 or 2 bids for each bidder
-):
-    "Write a bidder's valid bids where a registered format reads them, the higher first."
-    first = bid if bid >= rules.reserve_price and bid > 0 else 0.0
-    other = second if wanted == 2 and second >= rules.reserve_price and second > 0 else 0.0
-    registered.bids[bidder * wanted] = max(first, other)
-    if wanted == 2: registered.bids[bidder * wanted + 1] = min(first, other)
-
-
+# %% ../../nbs/15_engine.ipynb #allocate-lot
 @compiled
 def allocate_lot(
     registered, # `Floor.registered`
