@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .market.bidders import BEHAVIOUR, KINDS, MAX_BIDDERS, Behaviour, Population
-from .market.engine import (
-    ROUNDS, SCORES, SIGNALS, Agents, MarketState, Outcomes, advance, open_market, outcomes_of)
+from daedalus.market.engine import (
+    ROUNDS, SCORES, SIGNALS, Agents, MarketState, Outcomes, advance, briefs_of, judged_by, open_market, outcomes_of,
+    wanted_by)
 from .results import data_dir
 from .schema import (
-    DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, Mechanism, MechanismError, Objective, Observation, Outcome,
+    DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, MechanismError, Objective, Observation, Outcome,
     RecentOutcome, generator, seed_number, whole_number)
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class Episodes(NamedTuple):
     round_number: int  # steps played so far
     mechanisms: tuple[Mechanism, ...]  # [batch]: what each market played last, at first the default mechanism
     recent: tuple[Outcomes, ...]  # the last RECENT outcomes, arrays [batch], oldest first; the warm-up opens the row
-    objective: Objective = PUBLISHED_OBJECTIVE  # what the rewards are
+    objective: Objective = PUBLISHED_OBJECTIVE  # what the rewards are, where there are no briefs
+    briefs: tuple[Brief, ...] = ()  # [batch]: what each market's owner wants; none: `objective` holds for all
 
     @property
     def done(self) -> bool:
@@ -123,13 +125,16 @@ class Episodes(NamedTuple):
         """The episodes `rows` as a batch of their own."""
         recent = tuple(Outcomes(*(np.array(array[rows]) for array in outcomes)) for outcomes in self.recent)
         mechanisms = tuple(self.mechanisms[row] for row in rows)
-        return self._replace(market=self.market.select(rows), mechanisms=mechanisms, recent=recent)
+        briefs = tuple(self.briefs[row] for row in rows) if self.briefs else ()
+        return self._replace(market=self.market.select(rows), mechanisms=mechanisms, recent=recent, briefs=briefs)
 
     def to_dict(self) -> dict:
         """The batch as plain lists, numbers and texts, exact to the bit, for JSON."""
         recent = [{name: array.tolist() for name, array in outcomes._asdict().items()} for outcomes in self.recent]
-        return self._asdict() | {"market": self.market.to_dict(), "recent": recent, "objective": self.objective.model_dump(),
-                                 "mechanisms": [mechanism.model_dump() for mechanism in self.mechanisms]}
+        briefs = {"briefs": [brief.model_dump() for brief in self.briefs]} if self.briefs else {}
+        return {"market": self.market.to_dict(), "episode_length": self.episode_length, "round_number": self.round_number,
+                "mechanisms": [mechanism.model_dump() for mechanism in self.mechanisms], "recent": recent,
+                "objective": self.objective.model_dump(), **briefs}
 
     @classmethod
     def from_dict(
@@ -140,7 +145,8 @@ class Episodes(NamedTuple):
         recent = [Outcomes(**{name: np.array(values) for name, values in row.items()}) for row in saved["recent"]]
         return cls(**saved | {"market": MarketState.from_dict(saved["market"]), "recent": tuple(recent),
                               "mechanisms": tuple(Mechanism(**fields) for fields in saved["mechanisms"]),
-                              "objective": Objective(**saved["objective"])})
+                              "objective": Objective(**saved["objective"]),
+                              "briefs": tuple(Brief(**fields) for fields in saved.get("briefs", ()))})
 
 # %% ../nbs/17_env.ipynb #open-episodes
 def open_episodes(
@@ -149,14 +155,16 @@ def open_episodes(
     episode_length: int = 10,  # steps, at least 1
     behaviour: Behaviour = BEHAVIOUR,
     objective: Objective = PUBLISHED_OBJECTIVE,
+    brief: Brief | Sequence[Brief] | None = None,  # in place of an objective; one for all, or one for each episode
 ) -> Episodes:
     """Episodes after their warm-up, before their first step.
 
     Raises ValueError for an episode length or a seed that is none.
     """
     episode_length = whole_number(episode_length, "episode_length")
-    market, warm_up = open_market(populations, seeds, behaviour, objective)
-    return Episodes(market, episode_length, 0, (DEFAULT_MECHANISM,) * len(market.key), (warm_up,), objective)
+    market, warm_up = open_market(populations, seeds, behaviour, wanted_by(brief, objective))
+    batch = len(market.key)
+    return Episodes(market, episode_length, 0, (DEFAULT_MECHANISM,) * batch, (warm_up,), objective, briefs_of(brief, batch))
 
 # %% ../nbs/17_env.ipynb #play-step
 class EpisodeError(RuntimeError):
@@ -171,6 +179,8 @@ def play_sessions(
 ) -> tuple[Episodes, np.ndarray]:  # the episodes one step later, and float64 [batch, ROUNDS, METRICS]
     """Play a step; the second part is what each of its sessions brought.
 
+    A mechanism that breaks its market's brief is played like any other, and its reward is 0.
+
     Raises EpisodeError when the episodes are over, and ValueError for what is not a mechanism.
     """
     if episodes.done:
@@ -178,7 +188,9 @@ def play_sessions(
     market = episodes.market.copy()
     sessions = advance(market, mechanisms, ROUNDS, behaviour, agents)
     played = (mechanisms,) * len(market.key) if isinstance(mechanisms, Mechanism) else tuple(mechanisms)
-    recent = (*episodes.recent, outcomes_of(market, sessions, episodes.objective))[-RECENT:]
+    wanted = wanted_by(episodes.briefs or None, episodes.objective)
+    scored = judged_by(episodes.briefs, played, outcomes_of(market, sessions, wanted))
+    recent = (*episodes.recent, scored)[-RECENT:]
     return episodes._replace(market=market, round_number=episodes.round_number + 1, mechanisms=played, recent=recent), sessions
 
 
@@ -218,7 +230,8 @@ def _observation(
         signals=dict(zip(SIGNALS, last.signals[at].tolist(), strict=True)),
         mechanism=episodes.mechanisms[at],
         reward=float(last.reward[at]) if episodes.round_number else None,
-        done=episodes.done)
+        done=episodes.done,
+        brief=episodes.briefs[at] if episodes.briefs else None)
 
 
 def observe(
@@ -244,8 +257,10 @@ class DaedalusEnv:
         population: Population,  # who bids
         episode_length: int = 10,  # steps, at least 1
         objective: Objective = PUBLISHED_OBJECTIVE,  # what `reward` is
+        brief: Brief | None = None,  # in place of an objective: observations show it, and what breaks it has reward 0
     ):
-        self.objective = objective
+        wanted_by(brief, objective)
+        self.objective, self.brief = objective, brief
         self.population, self.episode_length = population, whole_number(episode_length, "episode_length")
         self._episodes: Episodes | None = None
 
@@ -256,7 +271,7 @@ class DaedalusEnv:
     ) -> Observation:
         """Open an episode; the observation shows how the warm-up went."""
         self._episodes = open_episodes([self.population], [(seed, episode)], self.episode_length,
-                                       objective=self.objective)
+                                       objective=self.objective, brief=self.brief)
         return self.observe()
 
     def step(
@@ -299,7 +314,8 @@ class DaedalusEnv:
         if not isinstance(snapshot, dict) or snapshot.keys() != {"population", "episodes"}:
             raise ValueError("a snapshot is what DaedalusEnv.snapshot returned: a dict of population and episodes")
         episodes = Episodes.from_dict(snapshot["episodes"])
-        env = cls(Population(**snapshot["population"]), episodes.episode_length, episodes.objective)
+        brief, = episodes.briefs or (None,)
+        env = cls(Population(**snapshot["population"]), episodes.episode_length, episodes.objective, brief)
         env._episodes = episodes
         return env
 

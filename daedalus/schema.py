@@ -6,26 +6,26 @@
 __all__ = ['AuctionType', 'CoalitionPolicy', 'AUCTION_TYPES', 'COALITION_POLICIES', 'MAX_RESERVE', 'MAX_PENALTY',
            'AnyAuctionType', 'Switch', 'Number', 'Share', 'Natural', 'Positive', 'SEEDS', 'LONGEST_OBJECT',
            'DEEPEST_BREAK', 'LEVERS', 'FIELDS', 'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'PUBLISHED_OBJECTIVE',
-           'SYSTEM_PROMPT', 'known_auction_types', 'Checks', 'amount', 'whole', 'whole_in_json', 'whole_number',
-           'seed_number', 'generator', 'Record', 'MechanismFields', 'Lever', 'SwitchLever', 'FormatLever', 'WholeLever',
-           'AmountLever', 'MechanismError', 'Mechanism', 'distinct', 'mechanisms_to_array', 'Outcome', 'RecentOutcome',
-           'Objective', 'Observation']
+           'BRIEF_RULES', 'BRIEF_KINDS', 'SYSTEM_PROMPT', 'known_auction_types', 'Checks', 'amount', 'whole',
+           'whole_in_json', 'whole_number', 'seed_number', 'generator', 'Record', 'MechanismFields', 'Lever',
+           'SwitchLever', 'FormatLever', 'WholeLever', 'AmountLever', 'MechanismError', 'Mechanism', 'distinct',
+           'mechanisms_to_array', 'Outcome', 'RecentOutcome', 'Objective', 'BriefFields', 'Brief', 'Observation']
 
 # %% ../nbs/02_schema.ipynb #schema-imports
 import json
 import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, total_ordering
-from operator import itemgetter
+from operator import eq, ge, itemgetter, le
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from annotated_types import Ge, GroupedMetadata, Le
 from pydantic import (
-    AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, Strict, ValidationError, WithJsonSchema,
-    WrapValidator, model_validator)
+    AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, Strict, ValidationError,
+    ValidationInfo, WithJsonSchema, WrapValidator, field_validator, model_validator)
 
 # %% ../nbs/02_schema.ipynb #domain-constants
 AuctionType = Literal['first_price', 'second_price', 'vcg']
@@ -190,6 +190,7 @@ def _sentence(
         text = f"{name} must be {allowed}, not {reprlib.repr(first['input'])}"
     else:
         text = f"{name or model.__name__}: {first['msg'].removeprefix('Value error, ')}"
+        text += f", not {reprlib.repr(first['input'])}" if first['type'].endswith('_type') else ''
     return text + (f' (and {len(more)} more wrong)' if more else '')
 
 # %% ../nbs/02_schema.ipynb #record
@@ -617,8 +618,183 @@ class Objective(Record):
             raise ValueError('at least one exponent must be above 0, not all 0')
         return self
 
+    def text(self) -> str:
+        "The objective as people write it, such as `welfare x revenue^2`."
+        return ' x '.join(name if exponent == 1 else f"{name}^{repr(exponent).removesuffix('.0')}" for name, exponent in self if exponent)
+
+    @classmethod
+    def from_text(
+        cls,
+        text: str,  # a product of components, such as `welfare x revenue^2`
+    ) -> Self:
+        "The objective that a product describes, the inverse of `text`; ValueError for what is none."
+        parts = [re.fullmatch(r'(\w+)(?:\^(\d+\.?\d*(?:e-?\d+)?))?', part.strip()) for part in str(text).split(' x ')]
+        names = [part[1] for part in parts if part]
+        if None in parts or len(set(names)) < len(parts) or not {*names} <= cls.model_fields.keys():
+            raise ValueError(f"an objective is a product such as 'welfare x revenue^2', each of "
+                             f"{', '.join(cls.model_fields)} at most once, not {reprlib.repr(text)}")
+        return cls(**dict.fromkeys(cls.model_fields, 0.0) | {part[1]: float(part[2] or 1) for part in parts if part})
+
 
 PUBLISHED_OBJECTIVE = Objective()
+
+# %% ../nbs/02_schema.ipynb #brief-values
+def _setting(
+    name: str,      # meant as a lever
+    value: object,  # meant as its value
+) -> Any:
+    "The value as a mechanism holds it; ValueError for what is none of the lever."
+    if name not in LEVERS:
+        raise ValueError(f"{reprlib.repr(name)} is not a lever; the levers are {', '.join(LEVERS)}")
+    return getattr(Mechanism(**{name: value}), name)
+
+
+def _bound(
+    name: str,      # meant as a lever that is a number
+    value: object,  # meant as the most or the least of it
+) -> Any:
+    "The same for a bound, which choices and switches cannot have."
+    bound, numbers = _setting(name, value), [lever.name for lever in LEVERS.values() if lever.step]
+    if name in numbers: return bound
+    raise ValueError(f"{name} is not a number and can only be fixed; the numbers are {', '.join(numbers)}")
+
+
+def _exact_text(
+    name: str,   # a lever
+    value: Any,  # one of its values
+) -> str:
+    "The value as the lever writes it, with all decimals where it has more than the lever writes."
+    text = LEVERS[name].text(value)
+    return text if json.loads(text) == value else json.dumps(value)
+
+# %% ../nbs/02_schema.ipynb #brief
+class BriefFields(Record):
+    "What the owner of a market wants, and what the rules must obey."
+    objective: Objective = Field(PUBLISHED_OBJECTIVE, description='what is to be maximised')
+    fixed: dict[str, Any] = Field({}, description='levers that have one value')
+    at_most: dict[str, Any] = Field({}, description='numbers that have a largest value')
+    at_least: dict[str, Any] = Field({}, description='numbers that have a smallest value')
+    words: str | None = Field(None, description='the same in free text, for models that read')
+
+    @field_validator('fixed', 'at_most', 'at_least')
+    @classmethod
+    def _known(cls, given: dict, field: ValidationInfo) -> dict:
+        "Values as a mechanism holds them, in its order."
+        check = _setting if field.field_name == 'fixed' else _bound
+        checked = {name: check(name, value) for name, value in given.items()}
+        return {name: checked[name] for name in FIELDS if name in checked}
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+_RELATIONS: dict[str, tuple[str, Callable]] = {'fixed': ('', eq), 'at_most': ('at most ', le), 'at_least': ('at least ', ge)}
+_CLAUSE = re.compile(r'\s*;\s*(?:(words):|(\w+) is( at most| at least|))\s*')   # a part of a brief up to its value
+
+# %% ../nbs/02_schema.ipynb #brief-text
+def _unread(
+    text: object,
+) -> ValueError:
+    "What is wrong with a text that is no brief."
+    return ValueError("a brief is a text such as 'maximise welfare x revenue; auction_type is \"vcg\"; reserve_price is at most "
+                      f"0.20; words: \"...\"', not {reprlib.repr(text)}")
+
+
+def _brief_fields(
+    text: str,  # as `Brief.text` writes it
+) -> dict[str, Any]:
+    "The fields of the brief that a text holds; ValueError for a text that holds none."
+    if not isinstance(text, str) or not (begun := re.match(r'\s*maximise ([^;]*)', text)): raise _unread(text)
+    fields: dict[str, Any] = {'objective': Objective.from_text(begun[1].strip())} | {kind: {} for kind in _RELATIONS}
+    kinds, at = {words.strip(): kind for kind, (words, _) in _RELATIONS.items()}, begun.end()
+    while 'words' not in fields and (clause := _CLAUSE.match(text, at)):
+        try: value, at = _DECODER.raw_decode(text, clause.end())
+        except json.JSONDecodeError: raise _unread(text[clause.start():]) from None
+        if clause[1]: fields['words'] = value
+        elif clause[2] in fields[kinds[clause[3].strip()]]: raise ValueError(f'a brief says of {clause[2]} the same thing twice')
+        else: fields[kinds[clause[3].strip()]][clause[2]] = value
+    if text[at:].strip(): raise _unread(text[at:])
+    return fields
+
+# %% ../nbs/02_schema.ipynb #brief-kinds
+BRIEF_RULES: dict[str, Callable[[np.random.Generator], dict[str, dict]]] = {
+    'format': lambda rng: {'fixed': {'auction_type': LEVERS['auction_type'].draw(rng)}},
+    'privacy': lambda rng: {'fixed': dict.fromkeys(
+        ('reveal_competing_bids', 'reveal_winner_identity', 'reveal_bid_distribution'), False)},
+    'mild fines': lambda rng: {'at_most': dict.fromkeys(
+        ('shill_penalty', 'withdrawal_penalty', 'collusion_penalty'), round(rng.uniform(0.1, 0.5), 2))},
+    'low reserve': lambda rng: {'at_most': {'reserve_price': round(rng.uniform(0, 0.1), 2)}},
+    'high reserve': lambda rng: {'at_least': {'reserve_price': round(rng.uniform(0.15, 0.35), 2)}}}
+BRIEF_KINDS = tuple((Objective.from_text(wanted), rule) for wanted, rule in (
+    *((PUBLISHED_OBJECTIVE.text(), rule) for rule in (None, 'format', 'privacy', 'mild fines', 'low reserve')),
+    ('revenue', None), ('welfare x revenue', 'low reserve'), ('participation x revenue', 'mild fines'),
+    ('fairness x revenue', 'privacy'), (f'{PUBLISHED_OBJECTIVE.text()} x revenue', 'high reserve')))
+
+
+def _drawn_fields(
+    rng: np.random.Generator,
+    kind: int,  # a place in BRIEF_KINDS
+) -> dict[str, Any]:
+    "The fields of a brief of a kind."
+    objective, rule = BRIEF_KINDS[kind]
+    drawn: dict[str, Any] = BRIEF_RULES[rule](rng) if rule else {}
+    if rule and rng.random() < 1 / 3:
+        others = [name for name in BRIEF_RULES if name != rule and {name, rule} != {'low reserve', 'high reserve'}]
+        more = BRIEF_RULES[others[rng.integers(len(others))]](rng)
+        drawn |= {part: drawn.get(part, {}) | values for part, values in more.items()}
+    return drawn | {'objective': objective}
+
+# %% ../nbs/02_schema.ipynb #brief-class
+class Brief(BriefFields):
+    "What the owner of a market wants, and what the rules must obey: immutable, and obeyed by at least one mechanism."
+
+    @model_validator(mode='after')
+    def _can_be_obeyed(self):
+        "Mending must help."
+        if faults := self.faults(self.mended(Mechanism())): raise ValueError(f'no mechanism obeys it: {faults[0]}')
+        return self
+
+    def _rules(self) -> Iterator[tuple]:
+        "Each rule: its lever, the relation in words and as a function, and the value."
+        return ((name, *relation, getattr(self, kind)[name]) for name in FIELDS
+                for kind, relation in _RELATIONS.items() if name in getattr(self, kind))
+
+    def faults(self, mechanism: Mechanism) -> list[str]:
+        "What a mechanism breaks, a sentence for each rule."
+        return [f'{name} must be {words}{_exact_text(name, value)}, not {_exact_text(name, getattr(mechanism, name))}'
+                for name, words, holds, value in self._rules() if not holds(getattr(mechanism, name), value)]
+
+    def allows(self, mechanism: Mechanism) -> bool:
+        "Whether a mechanism breaks no rule."
+        return all(holds(getattr(mechanism, name), value) for name, _, holds, value in self._rules())
+
+    def mended(self, mechanism: Mechanism) -> Mechanism:
+        "The mechanism with what breaks a rule at the nearest value that does not."
+        changes = {name: getattr(mechanism, name) for name in self.at_most.keys() | self.at_least.keys()}
+        for name, value in changes.items():
+            changes[name] = max(min(value, self.at_most.get(name, value)), self.at_least.get(name, 0))
+        return mechanism if self.allows(mechanism) else mechanism.replace(**changes | self.fixed)
+
+    def text(self) -> str:
+        "The brief as people and models read it: one line, exact."
+        rules = [f'{name} is {words}{_exact_text(name, value)}' for name, words, _, value in self._rules()]
+        words = [] if self.words is None else [f'words: {json.dumps(self.words, ensure_ascii=False)}']
+        return '; '.join([f'maximise {self.objective.text()}', *rules, *words])
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        "The inverse of `text`; ValueError for what is no brief."
+        return cls(**_brief_fields(text))
+
+    @classmethod
+    def random(
+        cls,
+        rng: np.random.Generator | int,  # a generator, or a seed for one
+        kind: int | None = None,         # a place in BRIEF_KINDS; None: drawn too
+    ) -> Self:
+        "A brief of one of ten kinds."
+        rng, last = generator(rng), len(BRIEF_KINDS) - 1
+        return cls(**_drawn_fields(rng, int(rng.integers(last + 1)) if kind is None else whole_number(kind, 'kind', 0, last)))
 
 # %% ../nbs/02_schema.ipynb #system-prompt
 SYSTEM_PROMPT = ('You are the referee of an auction market. Read the observation and answer with one JSON object '
@@ -635,6 +811,8 @@ class Observation(Record):
     mechanism: Mechanism | None = Field(None, description='the mechanism played last')
     reward: Share | None = Field(None, description='reward of the last step')
     done: Switch = Field(False, description='the episode is over')
+    brief: Brief | None = Field(None, description="what the market's owner wants; none: the published reward",
+                                exclude_if=lambda brief: brief is None)
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -648,6 +826,7 @@ class Observation(Record):
         recent = [f'{{{", ".join(f"{name}:{_digits(x)}" for name, x in outcome)}}}' for outcome in self.market_outcomes]
         signals = [f'{name}: {_digits(x)}' for name, x in (self.signals or {}).items()]
         return '\n'.join([
+            *([f'brief: {self.brief.text()}'] if self.brief else []),
             f'round_number: {self.round_number} / {self.episode_length}',
             f'recent_outcomes: [{", ".join(recent)}]',
             *signals,

@@ -22,7 +22,7 @@ from ..market.bidders import Population
 from ..env import RECENT, Episodes, observe, open_episodes, play_step, suite
 from ..market.engine import SCORES, SIGNALS, Outcomes
 from ..schema import (
-    DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, PUBLISHED_OBJECTIVE, AmountLever, Mechanism, Objective, Observation,
+    DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, PUBLISHED_OBJECTIVE, AmountLever, Brief, Mechanism, Objective, Observation,
     RecentOutcome, generator, seed_number, whole_number)
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def play(
     seeds,  # int from 0, or [batch] of them, or [batch, 2] of (seed, episode)
     steps: int = 10,  # steps in an episode, at least 1
     objective: Objective = PUBLISHED_OBJECTIVE,  # what `reward` is
+    brief: Brief | Sequence[Brief] | None = None,  # in place of an objective; one for all, or one for each episode
 ) -> "pd.DataFrame":  # one row for each episode and step, episodes in the order given
     """Play whole episodes in lock step.
 
@@ -184,7 +185,7 @@ def play(
     """
     import pandas as pd
 
-    designer, episodes = as_designer(designer), open_episodes(populations, seeds, steps, objective=objective)
+    designer, episodes = as_designer(designer), open_episodes(populations, seeds, steps, objective=objective, brief=brief)
     key, batch = episodes.market.key, len(episodes.market.key)
     names = [str(populations)] * batch if isinstance(populations, Population) else list(map(str, populations))
     who = {"index": np.arange(batch), "seed": key[:, 0], "episode": key[:, 1], "population": np.array(names, object)}

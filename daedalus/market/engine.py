@@ -7,20 +7,21 @@ __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'VALUES', 'ENTRY', 'CHOICE', '
            'SHILL_AUDIT', 'Score', 'Signal', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'COLUMN', 'OUTLOOK',
            'PRICE', 'TRUST', 'GAIN', 'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM',
            'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'BEST', 'ENTRIES', 'TIE_BREAK', 'KEEP', 'BID',
-           'OUT', 'ACTS', 'CERTAIN', 'LEAST', 'CHUNK', 'MarketState', 'new_market', 'Market', 'read_market', 'Accounts',
-           'open_accounts', 'Registered', 'refuse_faults', 'at_work', 'Floor', 'make_floor', 'enter_floor', 'enter',
-           'line_slopes', 'choose', 'prepare_tricks', 'follow_lines', 'ring_meets', 'ring_leaders', 'lifted',
-           'draw_bids', 'list_bids', 'write_bids', 'clear_as', 'allocate_lot', 'price_of', 'charge_losers',
-           'unit_value', 'sell_again', 'write_down', 'record_sale', 'record_return', 'record_lot', 'record_bidders',
-           'trade', 'pay_shill', 'best_welfare', 'ring_saving', 'look_back', 'known_of', 'gain_of', 'shill_gain',
-           'look_again', 'pay_shills', 'credit_lot', 'trade_session', 'audit', 'learn_arms', 'learn_beliefs',
-           'participation', 'mean_shading', 'pairs_together', 'write_scores', 'session', 'acts_in', 'play', 'Agents',
-           'by_format', 'advance', 'Outcomes', 'outcomes_of', 'step', 'open_market', 'simulate']
+           'OUT', 'ACTS', 'CERTAIN', 'LEAST', 'COMPONENTS', 'CHUNK', 'MarketState', 'new_market', 'Market',
+           'read_market', 'Accounts', 'open_accounts', 'Registered', 'refuse_faults', 'at_work', 'Floor', 'make_floor',
+           'enter_floor', 'enter', 'line_slopes', 'choose', 'prepare_tricks', 'follow_lines', 'ring_meets',
+           'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'write_bids', 'clear_as', 'allocate_lot', 'price_of',
+           'charge_losers', 'unit_value', 'sell_again', 'write_down', 'record_sale', 'record_return', 'record_lot',
+           'record_bidders', 'trade', 'pay_shill', 'best_welfare', 'ring_saving', 'look_back', 'known_of', 'gain_of',
+           'shill_gain', 'look_again', 'pay_shills', 'credit_lot', 'trade_session', 'audit', 'learn_arms',
+           'learn_beliefs', 'participation', 'mean_shading', 'pairs_together', 'write_scores', 'session', 'acts_in',
+           'play', 'Agents', 'by_format', 'advance', 'Outcomes', 'components_of', 'scored_by', 'outcomes_of', 'step',
+           'open_market', 'briefs_of', 'wanted_by', 'judged_by', 'simulate', 'simulate_components']
 
 # %% ../../nbs/15_engine.ipynb #imports
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -37,8 +38,8 @@ from .noise import fill_uniforms
 from .._runtime import check_compiled, compiled, in_threads, named, shares, use_threads
 from .rewards import fairness, stability
 from ..schema import (
-    AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, PUBLISHED_OBJECTIVE, Mechanism, Objective, distinct, mechanisms_to_array,
-    seed_number, whole_number)
+    AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, PUBLISHED_OBJECTIVE, Brief, Mechanism, Objective, distinct,
+    mechanisms_to_array, seed_number, whole_number)
 
 # %% ../../nbs/15_engine.ipynb #sizes
 LOTS = 16     # lots in a session
@@ -1152,26 +1153,44 @@ class Outcomes(NamedTuple):
     hidden: np.ndarray         # [..., HIDDEN]: what it may not
     revenue_share: np.ndarray  # revenue over the best achievable value, 0 to 1
 
-# %% ../../nbs/15_engine.ipynb #outcomes-of
-def _scored(
-    scores: np.ndarray, # [batch, rounds, METRICS]
-    share: np.ndarray,  # [batch, rounds]: revenue over the best achievable value
+# %% ../../nbs/15_engine.ipynb #components
+COMPONENTS = tuple(Objective.model_fields)   # what objectives are made of
+
+
+def components_of(
+    scores: np.ndarray, # [..., METRICS]
+) -> np.ndarray:        # [..., COMPONENTS], each 0 to 1
+    "What an objective sees of each round: welfare, fairness, participation, stability, and the share of revenue."
+    share = np.minimum(1.0, scores[..., COLUMN.revenue] / scores[..., COLUMN.best])
+    return np.stack([share if name == "revenue" else scores[..., METRICS.index(name)] for name in COMPONENTS], -1)
+
+
+def scored_by(
     objective: Objective,
-) -> np.ndarray:        # [batch, rounds]
+    components: np.ndarray, # [..., COMPONENTS]
+) -> np.ndarray:            # [...], each 0 to 1
     "The score of each round by an objective; 0 without trade."
-    if not isinstance(objective, Objective):
-        raise ValueError(f"objective must be an Objective, not {reprlib.repr(objective)}")
-    if objective == PUBLISHED_OBJECTIVE: return scores[..., COLUMN.reward]
-    score = np.where(scores[..., COLUMN.welfare] > 0, 1.0, 0.0)
-    for name, exponent in objective:
-        score *= (share if name == "revenue" else scores[..., COLUMN._asdict()[name]]) ** exponent
+    score = np.where(components[..., COMPONENTS.index("welfare")] > 0, 1.0, 0.0)
+    for at, (_, exponent) in enumerate(objective): score *= components[..., at] ** exponent
     return score
 
+# %% ../../nbs/15_engine.ipynb #rewards
+def _rewards(
+    scores: np.ndarray, # [batch, rounds, METRICS]
+    objective: Objective | Sequence[Objective], # one for all, or one for each market
+) -> np.ndarray:        # [batch]
+    "The mean score over the rounds."
+    if objective == PUBLISHED_OBJECTIVE: return scores[..., COLUMN.reward].mean(1)
+    if isinstance(objective, Objective): return scored_by(objective, components_of(scores)).mean(1)
+    (different, places), rewards = distinct(_aligned(objective, Objective, len(scores), "objectives or briefs")), np.empty(len(scores))
+    for at, each in enumerate(different): rewards[places == at] = _rewards(scores[places == at], each)
+    return rewards
 
+# %% ../../nbs/15_engine.ipynb #outcomes-of
 def outcomes_of(
     state: MarketState,
     scores: np.ndarray, # [batch, rounds, METRICS], as `advance` returned them
-    objective: Objective = PUBLISHED_OBJECTIVE,
+    objective: Objective | Sequence[Objective] = PUBLISHED_OBJECTIVE, # one for all, or one for each market
 ) -> Outcomes:          # arrays [batch]
     "The mean over the last SCORED rounds, by name; suppression is pooled over all rounds."
     scored, mean = scores[:, -SCORED:], scores[:, -SCORED:].mean(1)
@@ -1182,14 +1201,14 @@ def outcomes_of(
     size = state.traits[:, [TRAIT.bidders, TRAIT.n_items]]
     signals = np.concatenate([size, mean[:, seen:COLUMN.shading], suppression[:, None]], 1)
     outcomes = Outcomes._make([*mean[:, :seen].T, signals, mean[:, hidden], share.mean(1)])
-    return outcomes._replace(reward=_scored(scored, share, objective).mean(1))
+    return outcomes._replace(reward=_rewards(scored, objective))
 
 # %% ../../nbs/15_engine.ipynb #step
 def step(
     state: MarketState, # changed in place
     mechanisms: Mechanism | Sequence[Mechanism], # one for all, or one for each market
     behaviour: Behaviour = BEHAVIOUR,
-    objective: Objective = PUBLISHED_OBJECTIVE,
+    objective: Objective | Sequence[Objective] = PUBLISHED_OBJECTIVE, # one for all, or one for each market
 ) -> Outcomes:          # arrays [batch]
     "One step of an episode: post a mechanism in each market, play ROUNDS rounds, score the last SCORED."
     return outcomes_of(state, advance(state, mechanisms, ROUNDS, behaviour), objective)
@@ -1199,37 +1218,104 @@ def open_market(
     populations: Population | Sequence[Population], # one for all, or one for each market
     seeds,              # as in `new_market`
     behaviour: Behaviour = BEHAVIOUR,
-    objective: Objective = PUBLISHED_OBJECTIVE,
+    objective: Objective | Sequence[Objective] = PUBLISHED_OBJECTIVE, # one for all, or one for each market
 ) -> tuple[MarketState, Outcomes]:
     "Markets at the start of an episode, after WARM_UP rounds under the default mechanism, and how those went."
     state = new_market(populations, seeds)
     return state, outcomes_of(state, advance(state, DEFAULT_MECHANISM, WARM_UP, behaviour), objective)
 
-# %% ../../nbs/15_engine.ipynb #simulate
+# %% ../../nbs/15_engine.ipynb #briefs
+def briefs_of(
+    brief: Brief | Sequence[Brief] | None, # one for all, or one for each market; None: there is none
+    batch: int, # markets
+) -> tuple[Brief, ...]: # [batch], or none
+    "The brief of each market; ValueError for what is none, and where the numbers do not fit."
+    return () if brief is None else tuple(_aligned(brief, Brief, batch, "brief"))
+
+
+def wanted_by(
+    brief: Brief | Sequence[Brief] | None, # one for all, or one for each market; None: there is none
+    objective: Objective | Sequence[Objective] = PUBLISHED_OBJECTIVE,
+) -> Objective | Sequence[Objective]: # one for all, or one for each market
+    "What is rewarded: the objectives of briefs, or else the one given; ValueError where both say what is wanted."
+    if brief is None:
+        if isinstance(objective, str) or not isinstance(objective, (Objective, Sequence)):
+            raise ValueError(f"objective must be an Objective, not {reprlib.repr(objective)}")
+        return objective
+    if objective != PUBLISHED_OBJECTIVE:
+        raise ValueError(f"objective must be left out beside a brief, which has its own, not {reprlib.repr(objective)}")
+    if isinstance(brief, Brief): return brief.objective
+    if isinstance(brief, str) or not isinstance(brief, Sequence):
+        raise ValueError(f"brief must be a Brief or a sequence of them, not {reprlib.repr(brief)}")
+    return [each.objective for each in briefs_of(brief, len(brief))]
+
+
+def judged_by(
+    briefs: Sequence[Brief], # one for each market; none: nothing is forbidden
+    mechanisms: Sequence[Mechanism], # one for each market
+    outcomes: Outcomes,      # arrays [batch] or [batch, steps]
+) -> Outcomes:
+    "The same outcomes, but reward 0 where a mechanism breaks the market's brief."
+    if not briefs: return outcomes
+    allowed = {pair: pair[0].allows(pair[1]) for pair in set(zip(briefs, mechanisms))}
+    keeps = np.array([allowed[pair] for pair in zip(briefs, mechanisms)])
+    return outcomes._replace(reward=np.where(keeps.reshape(-1, *[1] * (outcomes.reward.ndim - 1)), outcomes.reward, 0.0))
+
+# %% ../../nbs/15_engine.ipynb #episodes
 CHUNK = 512   # markets simulated at a time, so that memory does not grow with the batch
 
 
+def _play_episodes(
+    mechanisms, populations, seeds, steps, behaviour, threads, # as in `simulate`
+    measure: Callable, # of a state after a step, the scores of its sessions, and which markets: arrays [batch, ...]
+) -> tuple[Sequence[Mechanism], list[np.ndarray]]: # the mechanism of each episode, and what was measured [batch, steps, ...]
+    "Play whole episodes, each under one mechanism."
+    mechanisms, populations = _listed(mechanisms, Mechanism), _listed(populations, Population)
+    steps = whole_number(steps, "steps")
+    keys = _keys(seeds, None)
+    batch = max(len(keys), *(len(values) for values in (mechanisms, populations) if isinstance(values, Sequence)), 1)
+    mechanisms = _aligned(mechanisms, Mechanism, batch, "mechanisms")
+    rows, populations = mechanisms_to_array(mechanisms), _aligned(populations, Population, batch, "populations")
+    keys = _keys(keys, batch)
+
+    def some(part):
+        state, _ = open_market(populations[part], keys[part], behaviour)
+        parts = [measure(state, _advance(state, rows[part], ROUNDS, behaviour), part) for _ in range(steps)]
+        return [np.stack(field, 1) for field in zip(*parts)]
+
+    with use_threads(threads): chunks = in_threads(some, shares(batch, LEAST, CHUNK))
+    return mechanisms, list(map(np.concatenate, zip(*chunks)))
+
+# %% ../../nbs/15_engine.ipynb #simulate
 def simulate(
     mechanisms: Mechanism | Sequence[Mechanism],    # one for all, or one for each episode
     populations: Population | Sequence[Population], # one for all, or one for each episode
     seeds,           # int from 0, or [batch] of them, or [batch, 2] of (seed, episode)
     steps: int = 10, # steps in an episode, at least 1
     behaviour: Behaviour = BEHAVIOUR,
-    objective: Objective = PUBLISHED_OBJECTIVE, # what `reward` is
+    objective: Objective | Sequence[Objective] = PUBLISHED_OBJECTIVE, # what `reward` is; one for all, or each episode
     threads: int | None = None, # at least 1; None: one for each core; the bits are the same with any number
+    brief: Brief | Sequence[Brief] | None = None, # in place of an objective; rules that break it have reward 0
 ) -> Outcomes:       # arrays [batch, steps]
     "Play whole episodes, each under one mechanism from its first step to its last."
-    mechanisms, populations = _listed(mechanisms, Mechanism), _listed(populations, Population)
-    steps = whole_number(steps, "steps")
-    keys = _keys(seeds, None)
-    batch = max(len(keys), *(len(values) for values in (mechanisms, populations) if isinstance(values, Sequence)), 1)
-    rows, populations = _rows(mechanisms, batch), _aligned(populations, Population, batch, "populations")
-    keys = _keys(keys, batch)
+    wanted = wanted_by(brief, objective)
 
-    def some(part):
-        state, _ = open_market(populations[part], keys[part], behaviour, objective)
-        outcomes = [outcomes_of(state, _advance(state, rows[part], ROUNDS, behaviour), objective) for _ in range(steps)]
-        return [np.stack(field, 1) for field in zip(*outcomes)]
+    def measure(state, scores, part):
+        return outcomes_of(state, scores, wanted if isinstance(wanted, Objective) else wanted[part])
 
-    with use_threads(threads): chunks = in_threads(some, shares(batch, LEAST, CHUNK))
-    return Outcomes(*map(np.concatenate, zip(*chunks)))
+    mechanisms, fields = _play_episodes(mechanisms, populations, seeds, steps, behaviour, threads, measure)
+    return judged_by(briefs_of(brief, len(mechanisms)), mechanisms, Outcomes(*fields))
+
+
+def simulate_components(
+    mechanisms: Mechanism | Sequence[Mechanism],    # one for all, or one for each episode
+    populations: Population | Sequence[Population], # one for all, or one for each episode
+    seeds,           # as in `simulate`
+    steps: int = 10, # steps in an episode, at least 1
+    behaviour: Behaviour = BEHAVIOUR,
+    threads: int | None = None, # as in `simulate`
+) -> np.ndarray:     # float64 [batch, steps, SCORED, COMPONENTS]
+    "The same episodes, and of each scored round what any objective needs."
+    def measure(state, scores, part): return (components_of(scores[:, -SCORED:]),)
+
+    return _play_episodes(mechanisms, populations, seeds, steps, behaviour, threads, measure)[1][0]

@@ -10,15 +10,16 @@ __all__ = ['OBJECTIVES', 'TRY_BLOCK', 'PICK_BLOCK', 'JUDGE_BLOCK', 'AMOUNTS', 'C
 # %% ../../nbs/45_pareto.ipynb #imports
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..market.bidders import Population
 from ..jobs import Job, run_jobs
-from ..market.engine import SCORES, simulate
-from ..schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism
-from ..designers.search import BLOCK, EPISODE, climb, climb_rounds
+from ..market.engine import SCORES, simulate, wanted_by
+from ..schema import (
+    DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, PUBLISHED_OBJECTIVE, AmountLever, Brief, Mechanism, Objective)
+from ..designers.search import EPISODE, block_keys, climb, climb_rounds, paired_batch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,14 +36,13 @@ def measure(
     seed: int = 0,
     block: int = JUDGE_BLOCK, # which episodes
     objectives: Sequence[str] = OBJECTIVES, # names in `daedalus.market.engine.SCORES`
+    objective: Objective | Sequence[Objective] = PUBLISHED_OBJECTIVE, # what `reward` is, as in `simulate`
 ) -> np.ndarray:         # float [mechanisms, objectives], each from 0 to 1
     "Mean scores of mechanisms over common episodes; an empty market scores 0 in everything."
     unknown = set(objectives) - set(SCORES)
     if unknown: raise ValueError(f"objectives must be of {', '.join(SCORES)}, not {min(unknown)!r}")
-    keys = np.stack([np.full(episodes, seed, np.uint64), block * BLOCK + np.arange(episodes, dtype=np.uint64)], 1)
-    batch = [(m, p) for m in mechanisms for p in populations for _ in range(episodes)]
-    each = len(populations) * episodes
-    outcomes = simulate([m for m, _ in batch], [p for _, p in batch], np.tile(keys, (len(batch) // episodes, 1)))
+    batch = paired_batch(mechanisms, populations, block_keys(episodes, seed, block))
+    outcomes, each = simulate(*batch, objective=objective), len(populations) * episodes
     return np.stack([getattr(outcomes, name).reshape(-1, each * 10).mean(1) for name in objectives], 1)
 
 # %% ../../nbs/45_pareto.ipynb #nondominated
@@ -82,7 +82,10 @@ class Trials:
         seed: int = 0,
         objectives: Sequence[str] = OBJECTIVES,
         held: dict | None = None, # levers that keep a value
+        objective: Objective = PUBLISHED_OBJECTIVE, # what `reward` is
+        brief: Brief | None = None, # only what it allows is tried
     ):
+        self.objective, self.brief = objective if brief is None else brief.objective, brief
         self.populations, self.episodes, self.seed, self.objectives = populations, episodes, seed, objectives
         self.held, self.values = held or {}, np.empty((0, len(objectives)))
         self.mechanisms: list[Mechanism] = []
@@ -91,7 +94,8 @@ class Trials:
         levers: Sequence[dict], # settings of those that are not held
     ) -> np.ndarray:            # float [trials, objectives]
         mechanisms = [Mechanism(**{**fields, **self.held}) for fields in levers]
-        scores = measure(mechanisms, self.populations, self.episodes, self.seed, TRY_BLOCK, self.objectives)
+        if self.brief: mechanisms = [self.brief.mended(mechanism) for mechanism in mechanisms]
+        scores = measure(mechanisms, self.populations, self.episodes, self.seed, TRY_BLOCK, self.objectives, self.objective)
         self.mechanisms, self.values = self.mechanisms + mechanisms, np.concatenate([self.values, scores])
         return scores
 
@@ -203,11 +207,12 @@ def combinations(
     return [(held or {}) | dict(zip(free, values)) for values in product(*(LEVERS[name].settings for name in free))]
 
 # %% ../../nbs/45_pareto.ipynb #searched
-def _searched(method, populations, trials, episodes, seed, objectives, held=None, stream=0) -> Trials:
+def _searched(method, populations, trials, episodes, seed, objectives, held=None, stream=0, objective=PUBLISHED_OBJECTIVE,
+              brief=None) -> Trials:
     "Trials of a method."
     if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if trials < len(STARTS): raise ValueError(f"trials must be at least {len(STARTS)}, not {trials!r}")
-    tried = Trials(populations, episodes, seed, objectives, held)
+    tried = Trials(populations, episodes, seed, objectives, held, objective, brief)
     METHODS[method](tried, trials, int(np.random.default_rng([seed, stream]).integers(2**31)))
     return tried
 
@@ -220,15 +225,28 @@ def front_found(
     seed: int = 0,
     held: dict | None = None, # levers that keep a value
     stream: int = 0, # which of many searches with the same seed, on the same luck
+    objectives: Sequence[str] = OBJECTIVES, # as in `measure`
+    brief: Brief | None = None, # only what it allows is tried
 ) -> list[dict]:   # mechanisms, as dicts
     "The mechanisms on the front of what a method tried, as a job."
-    tried = _searched(method, populations, trials, episodes, seed, OBJECTIVES, held, stream)
+    tried = _searched(method, populations, trials, episodes, seed, objectives, held, stream, brief=brief)
     return [dict(m) for m in dict.fromkeys(m for m, on in zip(tried.mechanisms, nondominated(tried.values)) if on)]
 
 # %% ../../nbs/45_pareto.ipynb #find-front
-def _values(mechanism, populations, episodes, seed) -> list[float]:
+def _values(mechanism, populations, episodes, seed, objectives, objective) -> list[float]:
     "Scores of a mechanism on the episodes that choose, as a job."
-    return measure([mechanism], populations, episodes, seed, PICK_BLOCK)[0].tolist()
+    return measure([mechanism], populations, episodes, seed, PICK_BLOCK, objectives, objective)[0].tolist()
+
+
+def _held_by(
+    brief: Brief | None,
+    held: dict | None, # switches and choices that keep a value
+) -> dict:
+    "The switches and choices that keep a value, with those of the brief; ValueError where the two disagree."
+    held, fixed = held or {}, {name: value for name, value in (brief.fixed if brief else {}).items() if name in CHOICES}
+    wrong = [name for name in held.keys() & fixed.keys() if held[name] != fixed[name]]
+    if wrong: raise ValueError(f"held must agree with the brief, where {wrong[0]} is {fixed[wrong[0]]!r}, not {held[wrong[0]]!r}")
+    return held | fixed
 
 
 def find_front(
@@ -240,34 +258,41 @@ def find_front(
     held: dict | None = None, # switches and choices that keep a value; fewer combinations
     workers: int | str = 1,   # processes, or the address of a Dask cluster; the result does not depend on it
     folder: str | None = None, # where finished jobs are kept, and found again; None: nowhere
-) -> "pd.DataFrame":    # one row for each mechanism on the front, by welfare: levers, then objectives
-    "The front of welfare, fairness and revenue, by CMA-ES within each combination of switches and choices."
+    objective: Objective | None = None, # the front is that of its components, with a column `reward`; None: of OBJECTIVES
+    brief: Brief | None = None, # in place of an objective: and of what it allows
+) -> "pd.DataFrame":    # one row for each mechanism on the front, by its first objective: levers, then objectives
+    "The front of welfare, fairness and revenue, or of an objective, by CMA-ES within each combination of switches and choices."
     import pandas as pd
 
-    populations, once = list(populations), len(populations) * EPISODE
-    searches = [Job(front_found, ("CMA-ES", populations, trials, episodes, seed, fixed, stream),
-                    trials * episodes * once) for stream, fixed in enumerate(combinations(held))]
+    populations = list(populations)
+    wanted: Any = wanted_by(brief, objective or PUBLISHED_OBJECTIVE) if brief or objective else None
+    axes = tuple(name for name, exponent in wanted if exponent) if wanted else OBJECTIVES
+    names, once = (*axes, *(["reward"] if wanted else [])), len(populations) * EPISODE
+    searches = [Job(front_found, ("CMA-ES", populations, trials, episodes, seed, fixed, stream, axes, brief),
+                    trials * episodes * once) for stream, fixed in enumerate(combinations(_held_by(brief, held)))]
     fronts = run_jobs(searches, workers, folder, "combinations searched")
     candidates = list(dict.fromkeys(Mechanism(**fields) for front in fronts for fields in front.result))
-    measures = [Job(_values, (m, populations, final, seed), final * once) for m in candidates]
+    measures = [Job(_values, (m, populations, final, seed, names, wanted or PUBLISHED_OBJECTIVE), final * once) for m in candidates]
     values = np.array([done.result for done in run_jobs(measures, workers, folder, "mechanisms measured")])
-    rows = [dict(m) | dict(zip(OBJECTIVES, row)) for m, row, on in zip(candidates, values, nondominated(values)) if on]
-    return pd.DataFrame(rows).sort_values("welfare", ascending=False, ignore_index=True)
+    front = nondominated(values[:, :len(axes)])
+    rows = [dict(m) | dict(zip(names, row)) for m, row, on in zip(candidates, values, front) if on]
+    return pd.DataFrame(rows).sort_values(axes[0], ascending=False, ignore_index=True)
 
 # %% ../../nbs/45_pareto.ipynb #best-trials
 FINALISTS = 10   # mechanisms in the last comparison
 
 
-def _best_tried(method, populations, rounds, episodes, seed) -> list[Mechanism]:
+def _best_tried(method, populations, rounds, episodes, seed, objective, brief) -> list[Mechanism]:
     "The best mechanisms that a method finds with so many rounds, on the luck that it searched on."
     once = len(populations) * EPISODE
     if method != "climb":
-        tried = _searched(method, populations, rounds // (episodes * once), episodes, seed, ("reward",))
+        tried = _searched(method, populations, rounds // (episodes * once), episodes, seed, ("reward",),
+                          objective=objective, brief=brief)
         order = np.argsort(-tried.values[:, 0], kind="stable")
         return list(dict.fromkeys(tried.mechanisms[at] for at in order))[:FINALISTS]
     budget = 1
     while climb_rounds(budget + 1, 2, episodes) * len(populations) <= rounds: budget += 1
-    return climb(populations, budget, seed, episodes=episodes, block=TRY_BLOCK + 1000)
+    return climb(populations, budget, seed, episodes=episodes, block=TRY_BLOCK + 1000, objective=objective, brief=brief)
 
 # %% ../../nbs/45_pareto.ipynb #best-found
 def best_found(
@@ -276,12 +301,15 @@ def best_found(
     rounds: int,   # simulated rounds to spend, at most: at least 100 trials' worth
     episodes: int, # of each population, for one trial
     seed: int = 0,
+    objective: Objective = PUBLISHED_OBJECTIVE, # what `reward` is
+    brief: Brief | None = None, # in place of an objective: only what it allows is tried
 ) -> dict:         # the mechanism
     "The best mechanism that a method finds with so many simulated rounds, as a job."
     once = len(populations) * EPISODE
     if rounds < 100 * episodes * once:
         raise ValueError(f"rounds must be at least {100 * episodes * once:,} for {episodes} episodes of "
                          f"{len(populations)} populations, not {rounds!r}")
-    best = _best_tried(method, populations, rounds * 4 // 5, episodes, seed)
+    best = _best_tried(method, populations, rounds * 4 // 5, episodes, seed, objective, brief)
     looks = rounds // 5 // (FINALISTS * once)
-    return dict(best[int(measure(best, populations, looks, seed, PICK_BLOCK, ("reward",)).argmax())])
+    rewards = measure(best, populations, looks, seed, PICK_BLOCK, ("reward",), wanted_by(brief, objective))
+    return dict(best[int(rewards.argmax())])
