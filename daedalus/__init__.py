@@ -26,6 +26,7 @@ from .market.engine import MarketState, Outcomes, simulate
 from .schema import (
     DEFAULT_MECHANISM,
     INFORMED_GREEDY,
+    Brief,
     Mechanism,
     MechanismError,
     Objective,
@@ -36,7 +37,7 @@ from .designers.search import best_fixed, oracle
 from .designers.specs import designer
 
 __all__ = [
-    "BEHAVIOUR", "BEST_FIXED", "Behaviour", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv", "FixedDesigner",
+    "BEHAVIOUR", "BEST_FIXED", "Behaviour", "Brief", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv", "FixedDesigner",
     "INFORMED_GREEDY", "LanguageDesigner", "MarketState", "Mechanism", "MechanismError", "Objective", "Observation",
     "Outcome", "Outcomes", "Population", "PopulationError", "RandomDesigner", "best_fixed", "check_designer", "designer",
     "evaluate", "oracle", "paired", "play", "register_format", "simulate", "suite", "summary", "yardsticks",

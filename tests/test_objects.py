@@ -495,7 +495,7 @@ def test_populations_in_whatever_holds_them(people):
 
 
 @pytest.mark.parametrize("people, sentence", [
-    ({PEOPLE: 0.5}, "suite must be a suite's name or a list of populations, not a dict: weights are not taken"),
+    ({PEOPLE: -0.5}, "weights must be numbers from 0 that are not all 0, not -0.5"),
     ([], "suite must hold at least one population"), (iter([]), "suite must hold at least one population"),
     (3, "suite must be a suite's name or a list of populations, not 3"),
     (["stages"], "suite must hold Population objects, not 'stages'"),

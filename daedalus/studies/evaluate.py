@@ -180,7 +180,7 @@ def yardsticks(
 
     For the published reward the last two are those of the kept search, for others the best of the suite's bank.
     """
-    published = brief is None and wanted_by(brief, objective) == PUBLISHED_OBJECTIVE
+    published = wanted_by(brief, objective) == PUBLISHED_OBJECTIVE and brief is None
     fixed, known = (best_fixed(suite), oracle(suite)) if published else suite_bank(suite).best(brief or objective)
     return {"random": DESIGNERS["random"], "informed-greedy": DESIGNERS["greedy"],
             "best fixed": FixedDesigner(fixed), "oracle": known}
