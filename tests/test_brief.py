@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import daedalus as dd
+from daedalus.seeds import block_of
 from daedalus.designers.search import (
-    BANK_BLOCK, EPISODE, Bank, _climb_job, choose, climb, fill_bank, part_again, score, search_record, search_suites, suite_bank)
+    EPISODE_ROUNDS, Bank, _climb_job, choose, climb, fill_bank, part_again, score, search_record, search_suites, suite_bank)
 from daedalus.env import SUITES, Episodes, observe, open_episodes, play_step
 from daedalus.jobs import job_name
 from daedalus.market.engine import scored_by, simulate_components
@@ -226,7 +227,7 @@ def test_a_climb_follows_the_objective_and_keeps_to_the_brief():
     earned = [score([best], PEOPLE[1:], 40, 9, objective=SELLER).mean() for best in (sold[0], start[0])]
     assert earned[0] > earned[1]
     assert choose([start[0], sold[0]], PEOPLE[1:], 40, 9, 7, SELLER) == sold[0]
-    assert MILD.allows(dd.Mechanism(**best_found("TPE", PEOPLE[1:], 110 * EPISODE, 1, brief=MILD)))
+    assert MILD.allows(dd.Mechanism(**best_found("TPE", PEOPLE[1:], 110 * EPISODE_ROUNDS, 1, brief=MILD)))
 
 
 def test_a_search_follows_the_objective_and_is_kept_apart(monkeypatch, tmp_path):
@@ -269,7 +270,7 @@ def bank():
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(wanted=objectives)
 def test_a_bank_gives_the_rewards_of_a_direct_simulation_to_the_bit(bank, wanted):
-    direct = score(bank.mechanisms[:5], PEOPLE, 4, 5, BANK_BLOCK, objective=wanted)
+    direct = score(bank.mechanisms[:5], PEOPLE, 4, 5, block_of("banks"), objective=wanted)
     assert bank.rewards(wanted)[:5].tobytes() == direct.tobytes()
 
 

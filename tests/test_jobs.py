@@ -19,8 +19,9 @@ from daedalus.designers.search import episode_scores
 from daedalus.jobs import Done, Job, JobError, code_hash, cost, job_name, run_jobs
 from daedalus.market.engine import simulate
 from daedalus.schema import DEFAULT_MECHANISM, Mechanism
+from daedalus.seeds import block_of
 from daedalus.designers.search import (
-    FIRST_BLOCK, choice_rounds, choose, climb, climb_rounds, search_suites)
+    choice_rounds, choose, climb, climb_rounds, search_suites)
 
 
 def some_jobs(count, episodes=3):
@@ -310,7 +311,7 @@ def test_costs_are_sums_and_means():
 
 def test_rounds_are_bounds_and_tight_ones(counted_rounds):
     with counted_rounds() as spent:
-        climb([Population.stage(4)], 30, 0, block=FIRST_BLOCK)
+        climb([Population.stage(4)], 30, 0, block=block_of("oracle climbs"))
     assert 0.9 * climb_rounds(30) <= sum(spent) <= climb_rounds(30)
     with counted_rounds() as spent:
         choose([Mechanism.random(at) for at in range(30)], [Population.stage(4)], 10, 0, 9)

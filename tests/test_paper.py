@@ -236,7 +236,7 @@ def _plain_name(author):
     return re.sub(r"\\.|[{}]", "", author.split(",")[0])
 
 
-@pytest.mark.parametrize("source", sorted({row["source"] for row in paper.committed("findings")["rows"]}))
+@pytest.mark.parametrize("source", sorted({row["source"] for row in paper.committed_value("findings")["rows"]}))
 def test_every_source_of_the_findings_is_a_reference(source):
     if source == "this project's rule":
         return
@@ -292,8 +292,8 @@ def test_the_paper_is_a_paper():
 
 def test_the_committed_tables_are_what_the_results_give(tmp_path):
     fresh = {file.name: file.read_bytes() for file in paper.write_tables(tmp_path)}
-    committed = {file.name: file.read_bytes() for file in (paper.SOURCE / "tables").iterdir()}
-    assert fresh == committed
+    committed_value = {file.name: file.read_bytes() for file in (paper.SOURCE / "tables").iterdir()}
+    assert fresh == committed_value
     assert {"baselines.csv", "designers.tex", "training_stages.csv", "findings.csv", "flaws.csv"} <= set(fresh)
     assert all(b"\\toprule" in text for name, text in fresh.items() if name.endswith(".tex"))
 

@@ -12,7 +12,8 @@ from daedalus.studies.pareto import (
     AMOUNTS, CHOICES, METHODS, OBJECTIVES, Trials, along, best_found, combinations, find_front, front_found,
     hypervolume, measure, nondominated)
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, Mechanism
-from daedalus.designers.search import BLOCK, EPISODE
+from daedalus.designers.search import EPISODE_ROUNDS
+from daedalus.seeds import BLOCK
 
 STAGE = [Population.stage(4)]
 TOLD = {name: False for name in CHOICES if name.startswith("reveal")}
@@ -115,14 +116,14 @@ def test_every_combination_is_there_once():
 
 @pytest.mark.parametrize("method", ["CMA-ES", "climb"])
 def test_a_budget_of_rounds_is_kept(method, counted_rounds):
-    rounds = 150 * 2 * EPISODE
+    rounds = 150 * 2 * EPISODE_ROUNDS
     with counted_rounds() as spent:
         best_found(method, STAGE, rounds, 2, 0)
     assert 0.8 * rounds < sum(spent) <= rounds
 
 
 def test_what_is_found_is_better_on_fresh_luck():
-    found = Mechanism(**best_found("TPE", STAGE, 200 * 3 * EPISODE, 3, 1))
+    found = Mechanism(**best_found("TPE", STAGE, 200 * 3 * EPISODE_ROUNDS, 3, 1))
     rewards = measure([found, INFORMED_GREEDY, DEFAULT_MECHANISM], STAGE, 100, 9, objectives=("reward",))[:, 0]
     assert rewards[0] > rewards[1:].max() + 0.1
 

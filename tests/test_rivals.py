@@ -12,7 +12,7 @@ from daedalus.env import suite
 from daedalus.results import data_dir, short_hash
 from daedalus.designers.rivals import RIVALS, files_hash, learn, learn_rivals, load_rival, rival, rivals_record
 from daedalus.training.train import AsPublished
-from daedalus.pipeline.verify import committed
+from daedalus.pipeline.verify import committed_record
 
 COMMITTED = data_dir() / "rivals"
 
@@ -104,4 +104,4 @@ def test_an_unknown_rival_is_one_sentence():
 
 
 def test_the_optimised_mechanism_is_the_one_in_the_results():
-    assert dict(rival("optimised-fixed").mechanism) == committed("designers")["value"]["optimised fixed"]
+    assert dict(rival("optimised-fixed").mechanism) == committed_record("designers")["value"]["optimised fixed"]

@@ -12,7 +12,7 @@ from daedalus.pipeline.reproduce import notebooks
 from daedalus.results import PACKAGE, module_files, notebook_code
 
 ROOMS = ("ground", "market", "env", "designers", "training", "studies", "serving", "pipeline", "cli")  # upwards
-GROUND = ("_runtime", "results", "schema", "tables", "jobs")
+GROUND = ("_runtime", "results", "schema", "tables", "jobs", "seeds")
 NUMBERS = {"ground": 0, "market": 1, "env": 1, "designers": 2, "training": 3, "studies": 4, "serving": 5, "pipeline": 6, "cli": 6}
 FIRST_EDITION = """BEHAVIOUR BEST_FIXED Behaviour Brief DEFAULT_MECHANISM DESIGNERS DaedalusEnv FixedDesigner INFORMED_GREEDY
 LanguageDesigner MarketState Mechanism MechanismError Objective Observation Outcome Outcomes Population PopulationError

@@ -13,10 +13,11 @@ from daedalus.env import SUITES, draw_training_population, observe, open_episode
 from daedalus.market.engine import simulate
 from daedalus.results import write_result
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism
+from daedalus.seeds import BLOCK
 from daedalus.designers.search import (
-    BLOCK, LEAST_ROUNDS, LIBRARY, Search, ThompsonSampler, bandit, best_fixed, choose, choose_each, climb, contextual, everyone,
+    LEAST_ROUNDS, LIBRARY, Search, ThompsonSampler, bandit, best_fixed, choose, choose_each, climb, contextual, everyone,
     find_library, kept_search, mutate, optimise_fixed, oracle, part_again, rest_of_spell, score, search_record, search_suites)
-from daedalus.pipeline.verify import committed
+from daedalus.pipeline.verify import committed_record
 
 RIVALS = {"contextual": contextual, "bandit": bandit, "optimised": optimise_fixed}
 BUDGET = 150_000
@@ -87,7 +88,7 @@ def test_search_does_not_depend_on_the_number_of_processes(few, tmp_path, monkey
 
 
 def test_the_kept_search_is_what_everybody_reads():
-    record, result = kept_search(), committed("search")
+    record, result = kept_search(), committed_record("search")
     assert record["value"] == result["value"]
     assert record["provenance"]["parameters"] == result["provenance"]["parameters"]
     assert best_fixed("open") == Mechanism(**record["value"]["open"]["best_fixed"])

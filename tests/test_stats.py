@@ -10,7 +10,7 @@ from daedalus.results import CHECKOUT, data_folders
 from daedalus.studies.screens import SUSPICIOUS, TSUCHIURA, auc_interval, tender_table, tsuchiura
 from daedalus.studies.stats import (
     against, cluster_counts, counts, crossed_interval, ends, exact_share, interval, picks, resampled_means)
-from daedalus.pipeline.verify import committed
+from daedalus.pipeline.verify import committed_record
 
 RNG = np.random.default_rng(4)
 SAMPLE = RNG.random((3, 40))
@@ -22,7 +22,7 @@ SAMPLE = RNG.random((3, 40))
 def test_the_intervals_of_the_published_comparison():
     from daedalus.studies.evaluate import evaluate, interquartile_range, yardsticks
 
-    found = committed("baselines")
+    found = committed_record("baselines")
     sizes = found["provenance"]["parameters"]
     table = evaluate({"random": yardsticks()["random"]}, "stages", sizes["checked"], sizes["seed"])
     for what, statistic in (("mean", np.mean), ("IQR", interquartile_range)):
@@ -34,7 +34,7 @@ def test_the_intervals_of_the_published_comparison():
 def test_the_intervals_of_ablations():
     from daedalus.training.variants import BASE, ablation_records, rewards_of
 
-    found, records = committed("ablations"), ablation_records()
+    found, records = committed_record("ablations"), ablation_records()
     sizes = found["provenance"]["parameters"]
     row = found["value"]["gains"][0]
     where = f"{row['suite']}, {row['observation']}"
@@ -46,7 +46,7 @@ def test_the_intervals_of_ablations():
 @pytest.mark.skipif(not any((folder / TSUCHIURA).is_file() for folder in data_folders()),
                     reason=f"no data folder holds {TSUCHIURA}: set DAEDALUS_DATA_DIR")
 def test_the_intervals_of_screens():
-    found = committed("screens")
+    found = committed_record("screens")
     sizes = found["provenance"]["parameters"]
     tenders = tender_table(tsuchiura())
     single = counts(len(tenders), sizes["draws"], sizes["seed"])

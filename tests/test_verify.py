@@ -12,7 +12,7 @@ from daedalus.cli import app
 from daedalus.results import CHECKOUT, write_text
 from daedalus.studies.screens import DataUnavailable
 from daedalus.training.train import SHIPPED
-from daedalus.pipeline.verify import Claim, claims, committed, holds, leaves, lookup, verdict
+from daedalus.pipeline.verify import Claim, claims, committed_record, holds, leaves, lookup, verdict
 
 CLAIMS = {claim.id: claim for claim in claims()}
 
@@ -40,7 +40,7 @@ def test_a_claim_has_a_place_and_no_value(claim):
         assert verify._is_number(before) or re.fullmatch("[0-9a-f]{16}", before)   # a number, or the hash of files
     if claim.spot:
         assert claim.spot[0] in verify.SPOTS
-    source = committed(claim.result)["provenance"] if claim.result and "/" not in claim.result else None
+    source = committed_record(claim.result)["provenance"] if claim.result and "/" not in claim.result else None
     if source:
         assert verify.writers()[claim.result] == source["notebook"]
         assert verify._writing_cell(claim.result, source["notebook"])
@@ -75,8 +75,8 @@ def test_the_claims_follow_the_designer_that_ships(monkeypatch):
     finally:
         verify._claims_file.cache_clear()
     assert other["trained-first-open"].result == "training/small-1"
-    before = lookup(committed("training")["value"], other["sft-open"].path)[1]
-    row, = (row for row in committed("training")["value"]["stages"] if (row["training"], row["stage"], row["suite"],
+    before = lookup(committed_record("training")["value"], other["sft-open"].path)[1]
+    row, = (row for row in committed_record("training")["value"]["stages"] if (row["training"], row["stage"], row["suite"],
             row["observation"]) == ("small-1", "SFT", "open", "signals"))
     assert before == row["R"]
 
@@ -88,7 +88,7 @@ def test_the_spot_check_of_the_language_model_is_about_the_one_that_ships():
 
 def test_every_rule_for_the_rest_leads_to_something():
     for rule in verify._claims_file()["rest"]:
-        places = [keys for keys, _ in leaves(committed(rule["result"])["value"])]
+        places = [keys for keys, _ in leaves(committed_record(rule["result"])["value"])]
         pairs = [list(zip(rule["path"], keys, strict=False)) for keys in places]
         assert any(all(step in ("*", key) for step, key in found) for found in pairs), rule
 
@@ -96,7 +96,7 @@ def test_every_rule_for_the_rest_leads_to_something():
 @pytest.mark.parametrize("name", ["theory-revenue", "theory-revenue-z", "screen-variation"])
 def test_a_number_of_an_experiment_is_recomputed_alone(name):
     claim = CLAIMS[name]
-    assert verify.spot(claim) == lookup(committed(claim.result)["value"], claim.path)[1]
+    assert verify.spot(claim) == lookup(committed_record(claim.result)["value"], claim.path)[1]
 
 
 def test_no_module_runs_text_as_code():

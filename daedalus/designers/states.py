@@ -20,6 +20,7 @@ from ..market.engine import SCORES
 from .._runtime import use_threads
 from ..schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism, Observation
 from .search import Draw
+from ..seeds import generator_of
 
 # %% ../../nbs/26_states.ipynb #draw-populations
 STAGE_SHARE = 0.25  # of the training populations; the others come from the open distribution
@@ -66,7 +67,7 @@ def visits(
     steps: int = 10,  # steps of an episode
 ) -> Iterator[Visit]:  # two for each step: the episodes with signals, and those as published
     """The states that a designer causes: whole episodes, step by step."""
-    rng, cut = np.random.default_rng([seed, 1]), round(len(populations) * (1 - published_share))
+    rng, cut = generator_of("states", seed), round(len(populations) * (1 - published_share))
     keys = np.stack([np.full(len(populations), seed), np.arange(len(populations))], 1)
     for rows, published in ((slice(None, cut), False), (slice(cut, None), True)):
         if not len(populations[rows]):

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['RULES', 'MARKET', 'EXP3', 'UCB', 'Q_LEARNING', 'EVOLUTION', 'RULE_BEHAVIOUR', 'DISCOUNT', 'FIRST_ESTIMATE', 'WIDTH',
-           'SELECTION', 'MUTATION', 'LEARNING', 'PRACTICE_BLOCK', 'HUNT_BLOCK', 'CHOICE_BLOCK', 'BEST_BLOCK', 'MIXED',
-           'POPULATION_RANGES', 'BEHAVIOUR_RANGES', 'OFFSPRING', 'STEP_SIZE', 'LEAST_DISTANCE', 'PERTURBATION',
-           'Scenario', 'menu_of', 'Learned', 'optimistic_action', 'pick', 'learn', 'pick_for_seats', 'learn_seats',
-           'Learners', 'learners_of', 'play_scenarios', 'inherit', 'select', 'practised', 'rewards', 'check_scenarios',
-           'library_rewards', 'best_of', 'stressors', 'scenario_at', 'WorstCases', 'regrets', 'distinct',
-           'find_worst_cases', 'perturb', 'red_draw']
+           'SELECTION', 'MUTATION', 'MIXED', 'POPULATION_RANGES', 'BEHAVIOUR_RANGES', 'OFFSPRING', 'STEP_SIZE',
+           'LEAST_DISTANCE', 'PERTURBATION', 'Scenario', 'menu_of', 'Learned', 'optimistic_action', 'pick', 'learn',
+           'pick_for_seats', 'learn_seats', 'Learners', 'learners_of', 'play_scenarios', 'inherit', 'select',
+           'practised', 'rewards', 'check_scenarios', 'library_rewards', 'best_of', 'stressors', 'scenario_at',
+           'WorstCases', 'regrets', 'distinct', 'find_worst_cases', 'perturb', 'red_draw']
 
 # %% ../../nbs/44_redteam.ipynb #imports
 from collections.abc import Callable, Sequence
@@ -28,7 +27,8 @@ from ..market.noise import fill_uniforms
 from ..results import install_hint
 from .._runtime import compiled
 from ..schema import FIELDS, Mechanism, known_auction_types
-from ..designers.search import Draw, block_keys
+from ..designers.search import Draw
+from ..seeds import LEARNING, block_keys, block_of
 
 # %% ../../nbs/44_redteam.ipynb #scenario
 RULES = ("market", "EXP3", "UCB", "Q-learning", "evolution")
@@ -48,7 +48,6 @@ RULE_BEHAVIOUR = BEHAVIOUR._replace(precision=0.05, memory=1.0, tremble=0.05, ra
 DISCOUNT, FIRST_ESTIMATE = 0.5, 4.0       # of Q-learning, and its first estimates: twice the competitive surplus for ever
 WIDTH = 0.5                     # weight of UCB's bound
 SELECTION, MUTATION = 1.0, 0.02 # of evolution: log-share gained per unit of payoff, and share of random actions
-LEARNING = 8                    # stream of random numbers; the market has 0 to 7
 
 
 def menu_of(
@@ -244,10 +243,6 @@ def select(
     learned.worth[:], learned.tries[:] = 0.0, 0.0
 
 # %% ../../nbs/44_redteam.ipynb #practised
-PRACTICE_BLOCK = 800_001   # blocks of episodes, as in `22_search`; every search has 10,000 from HUNT_BLOCK on
-HUNT_BLOCK, CHOICE_BLOCK, BEST_BLOCK = 810_001, 900_001, 900_002
-
-
 def practised(
     designer: Designer | Callable,
     scenarios: Sequence[Scenario],
@@ -262,7 +257,7 @@ def practised(
             if scenario.rule == "evolution" and wave <= scenario.practice: inherit(one, seed, wave)
         busy = [at for at, scenario in enumerate(scenarios) if wave < scenario.practice]
         if not busy: continue
-        play_scenarios(designer, [scenarios[at] for at in busy], block_keys(episodes, seed, PRACTICE_BLOCK + wave),
+        play_scenarios(designer, [scenarios[at] for at in busy], block_keys(episodes, seed, block_of("practice", wave)),
              [learned[at] for at in busy], steps)
         for at in busy:
             if scenarios[at].rule == "evolution": select(learned[at])
@@ -321,7 +316,7 @@ def best_of(
     seed: int = 0,
 ) -> list[Mechanism]: # one for each scenario
     "The mechanism of a library that is best for each scenario."
-    means = library_rewards(library, scenarios, episodes, seed, BEST_BLOCK).mean(2)
+    means = library_rewards(library, scenarios, episodes, seed, block_of("best of a library")).mean(2)
     return [library[at] for at in means.argmax(0)]
 
 # %% ../../nbs/44_redteam.ipynb #stressors
@@ -465,16 +460,17 @@ def find_worst_cases(
     seen: list[np.ndarray] = []
     progress = np.empty((strategies, generations, OFFSPRING))
     for run in range(strategies):
-        strategy = _strategy(len(ranges), np.random.default_rng([seed, HUNT_BLOCK, run]))
+        strategy = _strategy(len(ranges), np.random.default_rng([seed, block_of("worst cases"), run]))
         for generation in range(generations):
             asked = strategy.ask()
-            block = HUNT_BLOCK + 10_000 * run + generation
+            block = block_of("worst cases", 10_000 * run + generation)
             worst = regrets(designer, library, [scenario_at(p, ranges) for p in asked], episodes, seed, block)
             strategy.tell(asked, (-worst).tolist())
             seen, progress[run, generation] = seen + asked, worst
     points = np.array(seen)
     points = points[distinct(points, progress.ravel(), 3 * count, ranges)]
-    second = regrets(designer, library, [scenario_at(p, ranges) for p in points], 5 * episodes, seed, CHOICE_BLOCK)
+    second = regrets(designer, library, [scenario_at(p, ranges) for p in points], 5 * episodes, seed,
+                     block_of("worst cases, chosen"))
     points = points[np.argsort(-second, kind="stable")[:count]]
     return WorstCases([scenario_at(p, ranges, f"red {at + 1}") for at, p in enumerate(points)], points, progress)
 

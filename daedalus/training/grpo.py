@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REWARDS', 'SCORE_OF', 'FIXED', 'KEPT', 'GrpoAlgorithm', 'GrpoSettings', 'MarketRewards', 'spread_within',
            'training_populations', 'prompt_rows', 'chat_trainer', 'shared_prompt_trainer', 'trl_config', 'history_row',
-           'Phase', 'reinforce']
+           'GrpoResult', 'reinforce']
 
 # %% ../../nbs/33_grpo.ipynb #imports
 import time
@@ -24,6 +24,7 @@ from ..designers.language import (
 from ..market.engine import ROUNDS, WARM_UP
 from ..schema import Natural, Number, Positive, Record, Share, Switch, amount, whole
 from ..designers.search import Draw
+from ..seeds import generator_of
 from .sft import OPTIMISER, progress_bar, shared_logprobs
 from ..designers.states import draw_populations, outlook, restore, snapshot, visits
 
@@ -173,7 +174,7 @@ def prompt_rows(
 ) -> list[dict]:  # prompt, state, future_seed: one for each prompt of the phase, in the order in which they are used
     """The data set of one phase."""
     needed = settings.steps * settings.batch_size * settings.accumulation // settings.generations
-    rng, count = np.random.default_rng([seed, 3]), max(2, -(-needed // 10))
+    rng, count = generator_of("prompts", seed), max(2, -(-needed // 10))
     people = training_populations(settings, count, progress, rng, draw)
     rows = [{"prompt": messages(observation), "state": snapshot(visit.episodes, at)}
             for visit in visits(designer, people, seed, settings.published_share)
@@ -320,7 +321,7 @@ def _timed(
     setattr(trainer, method, timed)
 
 # %% ../../nbs/33_grpo.ipynb #reinforce
-class Phase(NamedTuple):
+class GrpoResult(NamedTuple):
     """How a phase of GRPO went."""
 
     history: list[dict]  # one row for each step
@@ -337,7 +338,7 @@ def reinforce(
     progress: float = 0.0,  # share of the training that is done, 0 to 1
     then: ContextualDesigner | None = None,  # who plays on after a reply's first step; None: it is held
     draw: Draw = draw_training_population,  # of populations, as `training_populations` takes it
-) -> Phase:
+) -> GrpoResult:
     """Train a model by GRPO in the states that it causes."""
     import torch
     from datasets import Dataset
@@ -366,4 +367,4 @@ def reinforce(
     seconds["update"] = time.perf_counter() - start - seconds["generation"] - seconds["reward"]
     episodes = max(2, -(-len(rows) // 10))
     history = [history_row(log) for log in trainer.state.log_history if "reward" in log]
-    return Phase(history, rewards.rounds + episodes * (WARM_UP + 10 * ROUNDS), seconds)
+    return GrpoResult(history, rewards.rounds + episodes * (WARM_UP + 10 * ROUNDS), seconds)

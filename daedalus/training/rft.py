@@ -25,6 +25,7 @@ from ..designers.language import LanguageDesigner, messages
 from ..market.engine import ROUNDS, WARM_UP
 from ..schema import Mechanism, Observation, Positive, Record, Share, amount, whole
 from ..designers.search import Draw, Examples
+from ..seeds import generator_of
 from ..designers.states import draw_populations, visits
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def rejection_rows(
     seed: int,
 ) -> Lesson:
     """Replies to imitate, from the states that model, teacher and chance cause."""
-    rng, texts = np.random.default_rng([seed, 2]), [mechanism.to_text() for mechanism in teacher.library]
+    rng, texts = generator_of("replies", seed), [mechanism.to_text() for mechanism in teacher.library]
     player = LanguageDesigner(model.eval(), tokenizer, constrained=False)
     pupil, rows, kept, best = _Pupil(player, teacher, settings.guided, rng), [], [], []
     people = draw_populations(settings.populations, rng)

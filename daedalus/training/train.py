@@ -31,8 +31,7 @@ from tqdm import tqdm
 
 from ..designers.base import BatchDesigner, Player, ask, play
 from ..env import SUITES, draw_training_population, suite
-from .grpo import GrpoSettings, reinforce
-from .grpo import Phase as GrpoRun
+from .grpo import GrpoResult, GrpoSettings, reinforce
 from ..jobs import code_hash
 from ..designers.language import LanguageDesigner
 from ..designers.models import find_model, load_model
@@ -41,6 +40,7 @@ from ..results import data_dir, library_hash, provenance, short_hash, write_text
 from .rft import RftSettings, Teacher, rejection_rows
 from ..schema import Mechanism, Natural, Observation, Positive, Record, amount
 from ..designers.search import Draw, try_library
+from ..seeds import episode_of, generator_of, part_seed
 from .sft import FineTuneSettings, design_pairs, fine_tune
 from ..designers.states import draw_population, draw_populations
 
@@ -265,7 +265,7 @@ class Place:
     @property
     def phase_seed(self) -> int:
         """The seed of this phase's draws."""
-        return 1000 * (self.seed + 1) + self.number
+        return part_seed(self.seed, self.number)
 
 
 def phase_folders(
@@ -334,7 +334,7 @@ def _rft(
     teacher, teaching = _teacher(place.profile, place.seed, place.work)
     start = time.perf_counter()
     lesson = rejection_rows(model, tokenizer, teacher, phase.lesson, place.phase_seed)
-    rng, earlier = np.random.default_rng([place.phase_seed, 5]), _earlier_rows(place)
+    rng, earlier = generator_of("earlier replies", place.phase_seed), _earlier_rows(place)
     mixed = rng.integers(len(earlier), size=int(phase.replay * len(lesson.rows))) if earlier else np.empty(0, int)
     middle = time.perf_counter()
     history = fine_tune(model, tokenizer, lesson.rows + [earlier[at] for at in mixed],
@@ -535,8 +535,8 @@ def validation(
     seed: int = 0,  # of the populations and their markets
 ) -> dict[str, float]:  # mean reward and its standard error
     """What a designer earns on fresh populations of the kind it was trained on: for choosing between trainings."""
-    people = draw_populations(episodes, np.random.default_rng([seed, 9]))
-    table = play(designer, people, [(seed, 10**9 + at) for at in range(episodes)])
+    people = draw_populations(episodes, generator_of("validation", seed))
+    table = play(designer, people, [(seed, episode_of("validation", at)) for at in range(episodes)])
     rewards = table.groupby("index")["reward"].mean()
     return {"mean": float(rewards.mean()), "error": float(rewards.sem())}
 
@@ -708,7 +708,7 @@ def train_further(
     seed: int = 0,
     draw: Draw = draw_training_population,  # of populations, as `grpo.training_populations` takes it
     designer: str | Path | None = None,  # folder of a saved designer; None: the one that comes along
-) -> tuple[LanguageDesigner, GrpoRun]:
+) -> tuple[LanguageDesigner, GrpoResult]:
     """A designer after one more phase of GRPO, and how the phase went: same designer and arguments, same bits."""
     with one_thread(), tempfile.TemporaryDirectory() as folder:
         trained = LanguageDesigner.load(designer)
