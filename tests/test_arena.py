@@ -229,11 +229,11 @@ def test_what_others_wrote_is_text_and_never_a_tag():
     """Names of designers, their errors, titles and links reach the page through templates that escape."""
     mean = "<img src=x onerror=alert(1)> & 'it'"
     arena = played(1, {mean: failing(ValueError(mean)), "greedy": CONTEST["greedy"]})
-    pages = [arena._repr_html_(), arena_module._about({mean: mean}), arena_module._filled("title.html", title=mean, description=""),
+    pages = [arena._repr_html_(), arena_module._about({mean: mean}), arena_module.filled("title.html", title=mean, description=""),
              own_head('<meta charset="utf-8" />', mean, mean)]
     for page in pages:
         assert "<img" not in page and "&lt;img" in page
-    style = arena_module._filled("arena.css", kinds=arena_module._kinds())
+    style = arena_module.filled("arena.css", kinds=arena_module._kinds())
     assert f"<style>\n{style}</style>" in pages[0] and '"Segoe UI"' in style
 
 
@@ -241,7 +241,7 @@ def test_a_template_that_asks_for_what_is_not_there_fails():
     import jinja2
 
     with pytest.raises(jinja2.UndefinedError, match="'description' is undefined"):
-        arena_module._filled("title.html", title="")
+        arena_module.filled("title.html", title="")
 
 
 def test_no_page_of_the_arena_is_written_in_code():

@@ -113,7 +113,7 @@ def as_designer(
                          f"not {reprlib.repr(designer)}")
     return designer
 
-# %% ../../nbs/20_designers.ipynb #ask
+# %% ../../nbs/20_designers.ipynb #answers
 def _answers(
     given: Any,  # what a designer returned: a mechanism for each, or one for all
     count: int,  # how many were asked for
@@ -130,7 +130,7 @@ def _answers(
         raise ValueError(f"{method} must return one mechanism for each of the {count} {what}, not {len(answers)}")
     return answers
 
-
+# %% ../../nbs/20_designers.ipynb #ask
 def ask(
     designer: Player,  # as `as_designer` returns it
     seen: Episodes | Sequence[Observation],  # a batch of episodes, or what is observed of some

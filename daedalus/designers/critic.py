@@ -12,11 +12,97 @@ import numpy as np
 
 from ..results import install_hint
 
-# %% ../../nbs/21_critic.ipynb #critic
+# %% ../../nbs/21_critic.ipynb #less-mean
+def _less_mean(
+    values: np.ndarray,  # [examples, library]
+    tried: np.ndarray,  # bool, the same shape
+) -> np.ndarray:  # the same shape, 0 where nothing was tried
+    """Values less their mean over what was tried in the same state."""
+    predicted = values * tried
+    return tried * (values - predicted.sum(1, keepdims=True) / tried.sum(1, keepdims=True))
+
+
+def _standardised(
+    inputs: np.ndarray,  # [examples, readings]
+    rewards: np.ndarray,  # [examples, library]; NaN where nothing was tried
+) -> tuple:  # center, scale and level, as `Critic` has them; inputs and targets to regress on; what was tried
+    """Examples as the networks learn from them; ValueError where they are none."""
+    if np.ndim(inputs) != 2 or np.ndim(rewards) != 2 or not len(inputs) == len(rewards) > 1:
+        raise ValueError("inputs and rewards must be tables with a row for each of at least two examples, not "
+                         f"{np.shape(inputs)} and {np.shape(rewards)}")
+    tried = ~np.isnan(rewards)
+    if (tried.sum(1) < 2).any():
+        raise ValueError("rewards must have at least two mechanisms that were tried in each example")
+    advantage = _less_mean(np.nan_to_num(rewards), tried)
+    center, scale = inputs.mean(0), inputs.std(0)
+    scale = np.where(scale > 1e-9, scale, 1.0)
+    level = advantage.sum(0) / np.maximum(1, tried.sum(0))
+    targets = advantage - _less_mean(np.broadcast_to(level, tried.shape), tried)
+    return center, scale, level, (inputs - center) / scale, targets, tried
+
+
+def _swish(
+    x: np.ndarray,
+) -> np.ndarray:
+    """x times its logistic function: a smooth step up (Ramachandran et al. 2017)."""
+    return x / (1 + np.exp(-np.clip(x, -500, None)))
+
+# %% ../../nbs/21_critic.ipynb #first-weights
 NETWORKS, WIDTH = 4, 128  # networks, and units in each of their two hidden layers
 EPOCHS, BATCH, RATE, DECAY = 75, 256, 2e-3, 0.1  # passes over the examples; examples, step size and decay of a step
 
 
+def _torch():
+    """PyTorch, or one sentence that says how to get it."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(f"Critic.fit needs torch: {install_hint('torch')}", name="torch") from None
+    return torch
+
+
+def _first_weights(
+    readings: int,
+    library: int,
+    generator,  # torch.Generator
+) -> list:  # of torch.Tensor: weights and biases by layer
+    """Random weights, as wide as keeps the spread of what flows through them."""
+    torch, parameters = _torch(), []
+    for fan_in, fan_out in ((readings, WIDTH), (WIDTH, WIDTH), (WIDTH, library)):
+        for shape in ((NETWORKS, fan_in, fan_out), (NETWORKS, 1, fan_out)):
+            weights = (2 * torch.rand(shape, generator=generator) - 1) / fan_in ** 0.5
+            parameters.append(weights.requires_grad_())
+    return parameters
+
+# %% ../../nbs/21_critic.ipynb #fit
+def _fit_networks(inputs, targets, tried, seed) -> list[np.ndarray]:
+    """The networks' weights and biases after regression on standardised examples, on one thread."""
+    torch = _torch()
+    generator = torch.Generator().manual_seed(seed)
+    weights = _first_weights(inputs.shape[1], targets.shape[1], generator)
+    x, y, weight = (torch.tensor(table, dtype=torch.float32) for table in (inputs, targets, tried))
+    share = weight / weight.sum(1, keepdim=True)  # what each mechanism that was tried counts in its state
+    steps = max(200, EPOCHS * len(x) // BATCH)
+    descent = torch.optim.AdamW(weights, lr=RATE, weight_decay=DECAY)
+    rate = torch.optim.lr_scheduler.OneCycleLR(descent, RATE, total_steps=steps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums on several threads would round differently on another machine
+    try:
+        for _ in range(steps):
+            rows = torch.randint(len(x), (NETWORKS, BATCH), generator=generator)
+            hidden = torch.nn.functional.silu(torch.baddbmm(weights[1], x[rows], weights[0]))
+            hidden = torch.nn.functional.silu(torch.baddbmm(weights[3], hidden, weights[2]))
+            parameters = torch.baddbmm(weights[5], hidden, weights[4])
+            error = parameters - (share[rows] * parameters).sum(2, keepdim=True) - y[rows]
+            descent.zero_grad()
+            (share[rows] * error ** 2).sum(2).mean(1).sum().backward()
+            descent.step()
+            rate.step()
+    finally:
+        torch.set_num_threads(threads)
+    return [each.detach().numpy().astype(float) for each in weights]
+
+# %% ../../nbs/21_critic.ipynb #critic
 class Critic(NamedTuple):
     """Predicts from readings what each mechanism of a library earns beyond the library's mean."""
 
@@ -46,90 +132,12 @@ class Critic(NamedTuple):
     def fit(
         cls,
         inputs: np.ndarray,  # [examples, readings], as `designers.explore` returns them
-        rewards: np.ndarray,  # [examples, library], as `designers.explore` returns them; NaN where nothing was tried
+        rewards: np.ndarray,  # [examples, library], likewise; NaN where nothing was tried
         seed: int = 0,
     ) -> "Critic":
         """The critic that learned from examples: same examples and seed, same bits.
 
-        Raises ValueError unless both have a row for each of at least two examples, and ModuleNotFoundError without
-        PyTorch.
+        Raises ValueError unless both have a row for each of at least two examples, ModuleNotFoundError without PyTorch.
         """
-        if np.ndim(inputs) != 2 or np.ndim(rewards) != 2 or not len(inputs) == len(rewards) > 1:
-            raise ValueError("inputs and rewards must be tables with a row for each of at least two examples, not "
-                             f"{np.shape(inputs)} and {np.shape(rewards)}")
-        tried = ~np.isnan(rewards)
-        if (tried.sum(1) < 2).any():
-            raise ValueError("rewards must have at least two mechanisms that were tried in each example")
-        advantage = _less_mean(np.nan_to_num(rewards), tried)
-        center, scale = inputs.mean(0), inputs.std(0)
-        scale = np.where(scale > 1e-9, scale, 1.0)
-        level = advantage.sum(0) / np.maximum(1, tried.sum(0))
-        targets = advantage - _less_mean(np.broadcast_to(level, tried.shape), tried)
-        return cls(center, scale, level, *_fit_networks((inputs - center) / scale, targets, tried, seed))
-
-
-def _less_mean(
-    values: np.ndarray,  # [examples, library]
-    tried: np.ndarray,  # bool, the same shape
-) -> np.ndarray:  # the same shape, 0 where nothing was tried
-    """Values less their mean over what was tried in the same state."""
-    predicted = values * tried
-    return tried * (values - predicted.sum(1, keepdims=True) / tried.sum(1, keepdims=True))
-
-
-def _swish(
-    x: np.ndarray,
-) -> np.ndarray:
-    """x times its logistic function: a smooth step up (Ramachandran et al. 2017)."""
-    return x / (1 + np.exp(-np.clip(x, -500, None)))
-
-# %% ../../nbs/21_critic.ipynb #fit
-def _torch():
-    """PyTorch, or one sentence that says how to get it."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"Critic.fit needs torch: {install_hint('torch')}", name="torch") from None
-    return torch
-
-
-def _first_weights(
-    readings: int,
-    library: int,
-    generator,  # torch.Generator
-) -> list:  # of torch.Tensor: weights and biases by layer
-    """Random weights, as wide as keeps the spread of what flows through them."""
-    torch, parameters = _torch(), []
-    for fan_in, fan_out in ((readings, WIDTH), (WIDTH, WIDTH), (WIDTH, library)):
-        for shape in ((NETWORKS, fan_in, fan_out), (NETWORKS, 1, fan_out)):
-            weights = (2 * torch.rand(shape, generator=generator) - 1) / fan_in ** 0.5
-            parameters.append(weights.requires_grad_())
-    return parameters
-
-
-def _fit_networks(inputs, targets, tried, seed) -> list[np.ndarray]:
-    """The networks' weights and biases after regression on standardised examples, on one thread."""
-    torch = _torch()
-    generator = torch.Generator().manual_seed(seed)
-    weights = _first_weights(inputs.shape[1], targets.shape[1], generator)
-    x, y, weight = (torch.tensor(table, dtype=torch.float32) for table in (inputs, targets, tried))
-    share = weight / weight.sum(1, keepdim=True)  # what each mechanism that was tried counts in its state
-    steps = max(200, EPOCHS * len(x) // BATCH)
-    descent = torch.optim.AdamW(weights, lr=RATE, weight_decay=DECAY)
-    rate = torch.optim.lr_scheduler.OneCycleLR(descent, RATE, total_steps=steps)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums on several threads would round differently on another machine
-    try:
-        for _ in range(steps):
-            rows = torch.randint(len(x), (NETWORKS, BATCH), generator=generator)
-            hidden = torch.nn.functional.silu(torch.baddbmm(weights[1], x[rows], weights[0]))
-            hidden = torch.nn.functional.silu(torch.baddbmm(weights[3], hidden, weights[2]))
-            parameters = torch.baddbmm(weights[5], hidden, weights[4])
-            error = parameters - (share[rows] * parameters).sum(2, keepdim=True) - y[rows]
-            descent.zero_grad()
-            (share[rows] * error ** 2).sum(2).mean(1).sum().backward()
-            descent.step()
-            rate.step()
-    finally:
-        torch.set_num_threads(threads)
-    return [each.detach().numpy().astype(float) for each in weights]
+        center, scale, level, *examples = _standardised(inputs, rewards)
+        return cls(center, scale, level, *_fit_networks(*examples, seed))

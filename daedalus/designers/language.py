@@ -44,7 +44,7 @@ def messages(
     """The chat that asks a language model for the next mechanism."""
     return [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": observation.prompt()}]
 
-# %% ../../nbs/25_language.ipynb #chat-text
+# %% ../../nbs/25_language.ipynb #versions
 DAY = "26 Jul 2024", "2024-07-26"  # what a template that writes the day is told
 _CLOCK = ("{%- macro strftime_now(format) -%}{{ '" + DAY[0] + "' if '%b' in format else '" + DAY[1] + "' }}"
           "{%- endmacro %}{{ '' }}")
@@ -67,7 +67,7 @@ def _versions(
     return versions + [[{**message, "content": [{"type": "text", "text": message["content"]}]} for message in version]
                        for version in versions]
 
-
+# %% ../../nbs/25_language.ipynb #chat-text
 def _frame(
     tokenizer: "PreTrainedTokenizerBase",
     chat: Chat,
@@ -587,9 +587,7 @@ class ChatDesigner(BatchDesigner):
                 for observation, reply in zip(observations, self.replies(observations), strict=True)]
 
 # %% ../../nbs/25_language.ipynb #language-designer
-def _of_model(
-    name: str,  # a field of LocalModel
-) -> Any:  # property
+def _of_model(name: str) -> Any:  # a field of LocalModel; property
     """A designer's view of its model's field."""
     return property(lambda designer: getattr(designer.chat_model, name),
                     lambda designer, value: setattr(designer.chat_model, name, value))

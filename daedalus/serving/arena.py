@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIDES', 'FILTERS', 'SCORE_NAMES', 'TOP_PRICE', 'OUTLINES', 'MANUAL', 'NOBODY', 'LARGEST_SEED', 'BEAT', 'ADVERSARIES',
            'AUTO', 'PAUSE', 'WORKING', 'WISH', 'WORK', 'QUERY', 'DESCRIPTION', 'LIVE', 'VISITORS', 'Turn', 'Side',
-           'Arena', 'open_arena', 'render', 'populations', 'Choice', 'link_of', 'arena_of', 'episode_table',
-           'project_links', 'arena_page', 'own_head', 'OwnHead', 'mount_arena']
+           'Arena', 'open_arena', 'for_templates', 'filled', 'render', 'populations', 'Choice', 'link_of', 'arena_of',
+           'episode_table', 'project_links', 'arena_page', 'own_head', 'OwnHead', 'mount_arena']
 
 # %% ../../nbs/55_arena.ipynb #imports
 import base64
@@ -147,7 +147,7 @@ def open_arena(
 FILTERS: dict[str, Callable] = {"exact": repr}  # what templates call, by name; the functions below join it
 
 
-def _for_templates(function: Callable) -> Callable:
+def for_templates(function: Callable) -> Callable:
     """Let templates call a function, under its name without the first underscore."""
     FILTERS[function.__name__.lstrip("_")] = function
     return function
@@ -155,15 +155,15 @@ def _for_templates(function: Callable) -> Callable:
 
 @cache
 def _templates() -> "jinja2.Environment":
-    """The files of data/arena, which escape every value."""
+    """The files of data/arena and data/pages, which escape every value."""
     import jinja2
 
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(data_dir() / "arena"), undefined=jinja2.StrictUndefined,
-                              autoescape=jinja2.select_autoescape(["html"]))
+    return jinja2.Environment(loader=jinja2.FileSystemLoader([data_dir() / "arena", data_dir() / "pages"]),
+                              undefined=jinja2.StrictUndefined, autoescape=jinja2.select_autoescape(["html"]))
 
 
-def _filled(
-    name: str,  # of a file in data/arena
+def filled(
+    name: str,  # of a file in data/arena or data/pages
     **values: object,
 ) -> str:
     """A template, filled in."""
@@ -181,7 +181,7 @@ SCORE_NAMES = {
 }
 
 
-@_for_templates
+@for_templates
 def _points(
     side: Side,
     score: str,
@@ -195,7 +195,7 @@ def _points(
 TOP_PRICE = 1.1  # end of the price axis, in the unit of values
 
 
-@_for_templates
+@for_templates
 def _height(
     amount: float,  # money
 ) -> str:
@@ -214,7 +214,7 @@ def _lot_bids(
             for unit, row in enumerate((seen.bid[lot], seen.second_bid[lot])) for i in np.flatnonzero(row > 0)]
 
 # %% ../../nbs/55_arena.ipynb #lot
-@_for_templates
+@for_templates
 def _lots(
     seen: Session,
 ) -> list[dict]:
@@ -226,7 +226,7 @@ def _lots(
             for lot in range(LOTS)]
 
 
-@_for_templates
+@for_templates
 def _sales(
     seen: Session,
 ) -> dict:
@@ -264,7 +264,7 @@ def _payments(
     return paid
 
 # %% ../../nbs/55_arena.ipynb #bidders
-@_for_templates
+@for_templates
 def _bidder_rows(
     seen: Session,
 ) -> list[dict]:
@@ -276,7 +276,7 @@ def _bidder_rows(
              "won": int((seen.winner == i).sum()), "paid": float(paid[i])} for i in range(len(seen.kind))]
 
 # %% ../../nbs/55_arena.ipynb #lever
-@_for_templates
+@for_templates
 def _spaced(
     name: str,  # of a lever
 ) -> str:
@@ -284,7 +284,7 @@ def _spaced(
     return name.replace("_", " ")
 
 
-@_for_templates
+@for_templates
 def _changes(
     side: Side,
     at: int,  # which turn; -1: the last
@@ -296,7 +296,7 @@ def _changes(
     return {name: (before[name], after[name]) for name in FIELDS if before[name] != after[name]}
 
 
-@_for_templates
+@for_templates
 def _json(
     value: Mechanism | str | bool | float,
     indent: int | None = None,
@@ -322,9 +322,9 @@ def render(
     arena: Arena,
 ) -> str:
     """The picture of an arena as HTML that needs nothing else."""
-    return _filled(
+    return filled(
         "arena.html", arena=arena, sides=list(zip(SIDES, arena.sides)), lots=LOTS, kinds=_kinds(), score_names=SCORE_NAMES,
-        style=_filled("arena.css", kinds=_kinds()), played=max(len(side.turns) for side in arena.sides) - 1,
+        style=filled("arena.css", kinds=_kinds()), played=max(len(side.turns) for side in arena.sides) - 1,
         length=arena.sides[0].episodes.episode_length, revealed=arena.revealed or arena.done,
         lever_of=LEVERS,
         prices={float(_height(amount)): text for amount, text in ((1, "1"), (0.5, ".5"), (0, "0"))})
@@ -459,7 +459,7 @@ def _about(
     links: Mapping[str, str],  # where to find more: address by words
 ) -> str:
     """What the page is about, and where to find more."""
-    return _filled("about.html", adversaries=ADVERSARIES, links=links)
+    return filled("about.html", adversaries=ADVERSARIES, links=links)
 
 # %% ../../nbs/55_arena.ipynb #levers
 def _lever_control(
@@ -536,7 +536,7 @@ def _takeaway(
              "csv": ("text/csv", table.to_csv(index=False))}
     files = [{"name": f"{name}.{ending}", "ending": ending.upper(), "kind": kind,
               "data": base64.b64encode(text.encode()).decode()} for ending, (kind, text) in texts.items()]
-    return _filled("away.html", link=link_of(arena), files=files)
+    return filled("away.html", link=link_of(arena), files=files)
 
 # %% ../../nbs/55_arena.ipynb #events
 class _Buttons:
@@ -722,7 +722,7 @@ def arena_page(
     if not designers:
         raise ValueError("designers must hold at least one designer")
     with gr.Blocks(title=title, analytics_enabled=False) as page:
-        gr.HTML(_filled("title.html", title=title, description=DESCRIPTION), elem_id="title")
+        gr.HTML(filled("title.html", title=title, description=DESCRIPTION), elem_id="title")
         ui = _controls(gr, [MANUAL, *designers])
         choice = Choice(*(control.value for control in ui.choice.values()))
         first = choice.open([MANUAL, *designers])
@@ -745,7 +745,7 @@ def own_head(
 ) -> str:
     """The page under our own name, with addresses relative to its own."""
     page = re.sub(r'<meta\s+(?:property="og:|name="twitter:)[^>]*>|<link rel="manifest"[^>]*>', "", page)
-    ours = _filled("head.html", title=title, description=description)
+    ours = filled("head.html", title=title, description=description)
     page = page.replace('<meta charset="utf-8" />', f'<meta charset="utf-8" />{ours}', 1)
     here = '<script>window.gradio_config.root = new URL(".", location.href).href.replace(/\\/$/, "");</script>'
     page = page.replace("<script data-gradio-mode>", f"{here}<script data-gradio-mode>", 1)
@@ -808,6 +808,6 @@ def mount_arena(
               button_primary_background_fill_hover="*primary_700")
     page.queue(api_open=False, max_size=64, default_concurrency_limit=4)
     page.state_session_capacity = page._queue.pending_messages_per_session.max_size = VISITORS
-    return gr.mount_gradio_app(app, page, path, theme=theme, css=_filled("page.css"), footer_links=[], show_error=False,
+    return gr.mount_gradio_app(app, page, path, theme=theme, css=filled("page.css"), footer_links=[], show_error=False,
                                ssr_mode=False, max_file_size="1kb", run_history=False,
                                app_kwargs={"middleware": [Middleware(OwnHead, title=title)]})

@@ -69,9 +69,9 @@ class Reading(asyncio.Protocol):
 class Sockets(Reading, WebSocketsSansIOProtocol):
     """uvicorn's protocol for sockets, with that bound."""
 
-# %% ../../nbs/53_connections.ipynb #requests
-class Requests(Reading, HttpToolsProtocol):
-    """uvicorn's protocol for plain requests, with bounds on how many there are, how long they take and how large."""
+# %% ../../nbs/53_connections.ipynb #clocked
+class _Clocked(Reading, HttpToolsProtocol):
+    """A connection that has to bring a whole request within a time, or is turned away."""
 
     most = LIMITS.connections  # set by `settings`
     clock: asyncio.TimerHandle | None = None  # runs until a whole request is there
@@ -79,27 +79,14 @@ class Requests(Reading, HttpToolsProtocol):
     size, passed = 0, 0  # bytes of address and headers so far; beginnings and ends of parts of requests so far
     noted = 0.0  # when the log was last told
 
-    def connection_made(self, transport) -> None:
-        """Count the connection in, or send it away."""
-        super().connection_made(transport)
-        if len(self.connections) > self.most:
-            self.turn_away(503)
-        else:
-            self.start_clock()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more will come."""
-        self.stop_clock()
-        super().connection_lost(exc)
-
     def turn_away(self, status: int) -> None:
         """Answer without a request, and tell the log, once a second at most."""
         self.refused = True
         self.stop_clock()
         self.transport.write(refusal(status))
         self.transport.close()
-        if time.monotonic() - Requests.noted >= 1:
-            Requests.noted = time.monotonic()
+        if time.monotonic() - _Clocked.noted >= 1:
+            _Clocked.noted = time.monotonic()
             log("connection refused", logging.WARNING, status=status, open=len(self.connections))
 
     def start_clock(self) -> None:
@@ -120,6 +107,23 @@ class Requests(Reading, HttpToolsProtocol):
         elif not self.transport.is_closing():
             self.turn_away(408)
 
+# %% ../../nbs/53_connections.ipynb #measured
+class _Measured(_Clocked):
+    """A connection that is counted, and whose headers are measured as they come."""
+
+    def connection_made(self, transport) -> None:
+        """Count the connection in, or send it away."""
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self.turn_away(503)
+        else:
+            self.start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing more will come."""
+        self.stop_clock()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         """Read on, with an eye on the clock and on the size of the headers."""
         if self.refused:
@@ -135,6 +139,15 @@ class Requests(Reading, HttpToolsProtocol):
         self.size += len(data) if self.heading and self.passed == passed else 0
         if self.size > self.limits.headers:
             self.turn_away(431)
+
+    def handle_websocket_upgrade(self) -> None:
+        """From here on it is a socket."""
+        self.stop_clock()
+        super().handle_websocket_upgrade()
+
+# %% ../../nbs/53_connections.ipynb #requests
+class Requests(_Measured):
+    """uvicorn's protocol for plain requests, with bounds on how many there are, how long they take and how large."""
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -160,11 +173,6 @@ class Requests(Reading, HttpToolsProtocol):
         self.stop_clock()
         if not self.refused:
             super().on_message_complete()
-
-    def handle_websocket_upgrade(self) -> None:
-        """From here on it is a socket."""
-        self.stop_clock()
-        super().handle_websocket_upgrade()
 
 # %% ../../nbs/53_connections.ipynb #settings
 def settings(

@@ -43,31 +43,14 @@ def _critic(
     first = ContextualDesigner(examples.library, examples.critic(names, seed), names)
     return improve(first, rounds, seed, draw).model if rounds else first.model
 
-# %% ../../nbs/32_rft.ipynb #teacher
+# %% ../../nbs/32_rft.ipynb #valued
 @dataclass(frozen=True)
-class Teacher(BatchDesigner):
+class _Valued(BatchDesigner):
     """A library, and what each of its mechanisms is worth given an observation."""
 
     library: list[Mechanism]
     signals: Critic  # reads all `READINGS`
     published: Critic  # reads `PUBLISHED_READINGS`
-
-    @classmethod
-    def learn(
-        cls,
-        examples: Examples,
-        rounds: int,  # simulated rounds of policy iteration, for each of the critics; 0: they value mechanisms that are held
-        seed: int = 0,
-        draw: Draw = draw_training_population,
-    ) -> "Teacher":
-        """The teacher that these examples, and policy iteration from them, make.
-
-        The critics learn at the same time, in a process each where there are two processors.
-        """
-        from joblib import Parallel, cpu_count, delayed
-
-        work = [delayed(_critic)(examples, names, rounds, seed, draw) for names in (READINGS, PUBLISHED_READINGS)]
-        return cls(examples.library, *Parallel(min(2, cpu_count()), backend="loky", max_nbytes=None)(work))
 
     @property
     def seeing(self) -> ContextualDesigner:
@@ -92,11 +75,29 @@ class Teacher(BatchDesigner):
             self.signals, READINGS)
         return critic(np.array([readings(observation, names) for observation in observations]))
 
-    def save(
-        self,
-        file: str | Path,  # ending with .npz
-    ) -> None:
-        """Keep the teacher, exact to the bit."""
+# %% ../../nbs/32_rft.ipynb #teacher
+class Teacher(_Valued):
+    """A library and its critics: how they are learned, kept and read."""
+
+    @classmethod
+    def learn(
+        cls,
+        examples: Examples,
+        rounds: int,  # simulated rounds of policy iteration, for each of the critics; 0: they value mechanisms that are held
+        seed: int = 0,
+        draw: Draw = draw_training_population,
+    ) -> "Teacher":
+        """The teacher that these examples, and policy iteration from them, make.
+
+        The critics learn at the same time, in a process each where there are two processors.
+        """
+        from joblib import Parallel, cpu_count, delayed
+
+        work = [delayed(_critic)(examples, names, rounds, seed, draw) for names in (READINGS, PUBLISHED_READINGS)]
+        return cls(examples.library, *Parallel(min(2, cpu_count()), backend="loky", max_nbytes=None)(work))
+
+    def save(self, file: str | Path) -> None:
+        """Keep the teacher in a file that ends with .npz, exact to the bit."""
         arrays = {f"{name} {part}": array for name in ("signals", "published")
                   for part, array in getattr(self, name)._asdict().items()}
         half = Path(file).with_suffix(".half.npz")

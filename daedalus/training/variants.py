@@ -115,7 +115,7 @@ def run_variant(
             "invalid": likely.invalid / likely.asked, "invalid sampled": sampled.invalid / sampled.asked,
             "held out": held_out}
 
-# %% ../../nbs/36_variants.ipynb #run-ablations
+# %% ../../nbs/36_variants.ipynb #read-records
 def read_records(
     file: str | Path,
 ) -> list[dict]:
@@ -127,7 +127,7 @@ def read_records(
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"the file of records {str(file)!r} is damaged: it holds no list of records") from None
 
-
+# %% ../../nbs/36_variants.ipynb #kept-records
 def _kept_records(
     file: Path,
     needed: dict[tuple[str, int], dict],  # by variant and seed: key and code of a record that may stay
@@ -147,7 +147,7 @@ def _kept_records(
         tqdm.write(f"{why}: they are made again; the file as it was is kept as {aside}", file=sys.stderr)
     return kept
 
-
+# %% ../../nbs/36_variants.ipynb #run-ablations
 def _write_records(
     file: Path,
     plan: AblationPlan,
@@ -183,7 +183,7 @@ def run_ablations(
         _write_records(file, plan, records + [kept[other] for other in list(runs)[len(records):] if other in kept])
     return records
 
-
+# %% ../../nbs/36_variants.ipynb #ablation-records
 def ablation_records() -> list[dict]:
     """The committed records."""
     return read_records(data_dir() / "ablations" / "records.json")
