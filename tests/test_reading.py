@@ -106,13 +106,14 @@ EMPTY = {"bool", "callable", "dir", "hasattr", "help", "id", "isinstance", "issu
 SHOWS = {"print", "display", "show", "save_figure"}
 BEHIND = {
     "02_schema", "03_tables", "04_jobs", "10_noise", "11_auction", "12_bidders", "13_learners", "16_record",
-    "17_env", "27_rivals", "60_reproduce", "61_verify", "62_cli", "90_paper"}   # whose turn has not come
+    "17_env", "27_rivals", "42_evaluate", "60_reproduce", "61_verify", "62_cli", "90_paper"}   # whose turn has not come
 LONG = {
     "00_runtime#kept-code": "still to be split",
     "02_schema#types-range": "still to be split",
     "02_schema#record": "still to be split",
     "02_schema#number-levers": "still to be split",
     "02_schema#mechanism": "still to be split",
+    "02_schema#brief-class": "still to be split",
     "03_tables#array": "still to be split",
     "04_jobs#code-hash": "still to be split",
     "11_auction#compile-format": "still to be split",
@@ -120,12 +121,12 @@ LONG = {
     "17_env#episodes": "still to be split",
     "17_env#env": "still to be split",
     "17_env#gym-class": "still to be split",
-    "22_search#search-suites": "still to be split",
     "22_search#contextual": "still to be split",
     "22_search#optimise": "still to be split",
-    "23_iterate#improve": "still to be split",
     "27_rivals#files": "still to be split",
     "34_export#card-body": "one text, the card, that is read as a whole",
+    "42_evaluate#inference": "still to be split",
+    "45_pareto#find-front": "still to be split",
     "57_adapters#bidder-class": "still to be split",
     "57_adapters#market-tool": "still to be split",
     "60_reproduce#environment": "still to be split",
