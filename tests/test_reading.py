@@ -106,7 +106,7 @@ EMPTY = {"bool", "callable", "dir", "hasattr", "help", "id", "isinstance", "issu
 SHOWS = {"print", "display", "show", "save_figure"}
 BEHIND = {
     "02_schema", "03_tables", "04_jobs", "10_noise", "11_auction", "12_bidders", "13_learners", "16_record",
-    "17_env", "27_rivals", "42_evaluate", "60_reproduce", "61_verify", "62_cli", "90_paper"}   # whose turn has not come
+    "17_env", "27_rivals", "60_reproduce", "61_verify", "62_cli", "90_paper"}   # whose turn has not come
 LONG = {
     "00_runtime#kept-code": "still to be split",
     "02_schema#types-range": "still to be split",
