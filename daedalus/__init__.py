@@ -23,6 +23,7 @@ from .designers.base import DESIGNERS, FixedDesigner, RandomDesigner, check_desi
 from .env import DaedalusEnv, suite
 from .studies.evaluate import evaluate, paired, summary, yardsticks
 from .market.engine import MarketState, Outcomes, simulate
+from .market.register import check_bidder, register_bidder
 from .schema import (
     DEFAULT_MECHANISM,
     INFORMED_GREEDY,
@@ -39,8 +40,9 @@ from .designers.specs import designer
 __all__ = [
     "BEHAVIOUR", "BEST_FIXED", "Behaviour", "Brief", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv", "FixedDesigner",
     "INFORMED_GREEDY", "LanguageDesigner", "MarketState", "Mechanism", "MechanismError", "Objective", "Observation",
-    "Outcome", "Outcomes", "Population", "PopulationError", "RandomDesigner", "best_fixed", "check_designer", "designer",
-    "evaluate", "oracle", "paired", "play", "register_format", "simulate", "suite", "summary", "yardsticks",
+    "Outcome", "Outcomes", "Population", "PopulationError", "RandomDesigner", "best_fixed", "check_bidder",
+    "check_designer", "designer", "evaluate", "oracle", "paired", "play", "register_bidder", "register_format",
+    "simulate", "suite", "summary", "yardsticks",
 ]
 
 

@@ -146,8 +146,9 @@ def check_compiled() -> None:
         if names.get(name) is not value:
             raise ChangedCodeError(
                 f"{names['__name__']}.{name} was replaced while the program runs, and compiled code would not follow: "
-                "put it back; to add to the market, register what is new by name (`daedalus.register_format`); to change it, "
-                "change its notebook as CONTRIBUTING.md shows, or what can be chosen at run time, such as `behaviour`")
+                "put it back; to add to the market, register what is new by name (`daedalus.register_format`, "
+                "`daedalus.register_bidder`); to change it, change its notebook as CONTRIBUTING.md shows, or what can be "
+                "chosen at run time, such as `behaviour`")
 
 # %% ../nbs/00_runtime.ipynb #kept-code
 class KeptCode(_Cache):

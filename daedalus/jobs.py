@@ -79,7 +79,7 @@ def _exact(
     "An argument as text: equal texts mean equal bits."
     if isinstance(value, np.generic): value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)): return repr(value)
-    if isinstance(value, Record): return type(value).__name__ + value.to_json()
+    if isinstance(value, Record): return value.key_text()
     if isinstance(value, (list, tuple)): return f"[{', '.join(map(_exact, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(sorted(f'{_exact(key)}: {_exact(each)}' for key, each in value.items()))}}}"

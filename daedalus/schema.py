@@ -17,7 +17,7 @@ import re
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, total_ordering
+from functools import total_ordering
 from operator import eq, ge, itemgetter, le
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -168,7 +168,6 @@ def _allowed(
     return f"{noun} of at least {spec['minimum']}" if noun and 'minimum' in spec else None
 
 # %% ../nbs/02_schema.ipynb #sentence
-@cache
 def _properties(model: type[BaseModel]) -> dict:
     "JSON schema of each field of a record, by name."
     return model.model_json_schema()['properties']
@@ -183,7 +182,7 @@ def _sentence(
     name, specs = '.'.join(map(str, first['loc'])), _properties(model)
     allowed = _allowed(specs[name]) if name in specs else None
     if first['type'] == 'extra_forbidden' and name not in specs:
-        text = f"{reprlib.repr(name)} is not a field; the fields are {', '.join(specs)}"
+        text = f"{reprlib.repr(name)} is not a field; the fields are {', '.join(specs)}{getattr(model, 'others', '')}"
     elif first['type'] == 'missing':
         text = f'{name} is missing'
     elif allowed:
@@ -199,6 +198,7 @@ class Record(BaseModel):
     "An immutable set of strictly checked fields; a wrong one raises `refusal` with one sentence."
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
     refusal: ClassVar[type[ValueError]] = ValueError
+    others: ClassVar[str] = ''   # what may be said, beside the fields, of a name that is no field
     ndim: ClassVar[int] = 0   # one value, not a row of them: pandas asks this of what can be iterated
 
     def __init__(self, /, **fields):
@@ -229,6 +229,10 @@ class Record(BaseModel):
         "A copy with some fields changed, checked like a new one."
         return type(self)(**{**dict(self), **changes})
 
+    def key_text(self) -> str:
+        "The record as a text by which results are kept: equal texts mean equal bits."
+        return type(self).__name__ + self.to_json()
+
     def _key(self) -> tuple:
         "The fields as values that hash and compare: nothing before anything, a dict by its sorted items."
         return tuple((value is not None, tuple(sorted(value.items())) if isinstance(value, dict) else value)
@@ -240,7 +244,7 @@ class Record(BaseModel):
     def __repr_args__(self):
         "Fields that differ from their default, for display."
         defaults = {name: field.default for name, field in type(self).model_fields.items()}
-        return [(name, value) for name, value in self if value != defaults[name]]
+        return [(name, value) for name, value in self if value != defaults.get(name)]
 
     __str__ = BaseModel.__repr__
 

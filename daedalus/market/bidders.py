@@ -5,19 +5,23 @@
 # %% auto #0
 __all__ = ['KINDS', 'TRUTHFUL', 'SHADER', 'DROPOUT', 'COLLUDER', 'EXPLOITER', 'ALLOW', 'RESTRICT', 'SUSPECTED', 'CONFIRMED',
            'ARMS', 'FLIP', 'SHILL', 'MOVES', 'BEHAVIOUR', 'Rules', 'NOTHING', 'PRICE_ONLY', 'EVERYTHING', 'SHILL_FROM',
-           'SHILL_TO', 'TRAITS', 'TRAIT', 'MAX_BIDDERS', 'MAX_UNITS', 'Count', 'Units', 'shade', 'Behaviour',
-           'read_rules', 'openness', 'competitive_surplus', 'arm_chances', 'draw_arm', 'shader_slopes',
-           'credit_one_unit', 'credit_two_units', 'feedback', 'update_arms', 'entry_probability', 'monitoring',
-           'detection', 'ring_resolve', 'flip_payoff', 'shill_detection', 'shill_range', 'shill_payoff',
-           'credit_tricks', 'PopulationError', 'Population']
+           'SHILL_TO', 'REGISTERED_FROM', 'BIDDERS', 'TRAITS', 'TRAIT', 'MAX_BIDDERS', 'MAX_UNITS', 'Count', 'Units',
+           'shade', 'Behaviour', 'read_rules', 'openness', 'competitive_surplus', 'arm_chances', 'draw_arm',
+           'shader_slopes', 'credit_one_unit', 'credit_two_units', 'feedback', 'update_arms', 'entry_probability',
+           'monitoring', 'detection', 'ring_resolve', 'flip_payoff', 'shill_detection', 'shill_range', 'shill_payoff',
+           'credit_tricks', 'Bidder', 'bidder_number', 'bidder_type', 'BidderError', 'PopulationError',
+           'source_function', 'add_bidder', 'bidder_code', 'Population']
 
 # %% ../../nbs/12_bidders.ipynb #imports
+import hashlib
 import math
-from typing import Annotated, NamedTuple
+import pickle
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from .auction import FIRST_PRICE, SECOND_PRICE, VCG, rival_bid
-from .._runtime import compiled, from_row, named
+from .._runtime import compiled, from_row, function_code, named
 from ..schema import FIELDS, Record, Share, generator, whole, whole_number
 
 # %% ../../nbs/12_bidders.ipynb #kinds
@@ -315,6 +319,76 @@ def credit_tricks(
     start, stop = shill_range(rules, price, low, high)
     credit[bidder, SHILL] += shill_payoff(base, beat, start, stop, n_items, behaviour.kickback)
 
+# %% ../../nbs/12_bidders.ipynb #registry
+REGISTERED_FROM = 1_000   # numbers of registered types start here; those of the package are places in KINDS
+
+
+class Bidder(NamedTuple):
+    "A registered type of bidder."
+    name: str
+    function: Callable   # from a `market.engine.View` to a line of bids
+    memory: int = 0      # numbers that each bidder of the type keeps from session to session
+
+
+BIDDERS: dict[str, Bidder] = {}   # the registered types by name
+
+
+def bidder_number(
+    name: str, # of a type of bidder
+) -> int:
+    "The number of a type: its place in KINDS, or one that follows from its name."
+    if name in KINDS: return KINDS.index(name)
+    return REGISTERED_FROM + int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+
+
+def bidder_type(
+    number: int, # as in `Population.kinds()`
+) -> str:
+    "The name of a type; PopulationError for one that is not registered."
+    if 0 <= number < len(KINDS): return KINDS[number]
+    for name in BIDDERS:
+        if bidder_number(name) == number: return name
+    raise PopulationError(f"bidders of type number {number} are not registered here: register_bidder first; the types are "
+                          f"{', '.join((*KINDS, *sorted(BIDDERS)))}")
+
+
+class BidderError(ValueError):
+    "A registered bidder that is none: one sentence says which, what is allowed, and what was found."
+
+
+class PopulationError(ValueError):
+    "Bidders that are no population: one sentence says which field, what is allowed, and what was found."
+
+# %% ../../nbs/12_bidders.ipynb #bidder-code
+def source_function(
+    function: Any, # a function, or a Numba function
+) -> Any:
+    "The Python function of a compiled one; any other is itself."
+    return getattr(function, "py_func", function)
+
+
+def add_bidder(
+    bidder: Bidder,
+) -> None:
+    "Enter a type in the registry; BidderError where its name, or its number, stands for another function."
+    known = BIDDERS.get(bidder.name, bidder)
+    if known.function is not bidder.function and function_code(known.function) != function_code(bidder.function):
+        raise BidderError(f"bidder {bidder.name!r} is registered already, for another function: choose another name, "
+                              "or start Python again")
+    if known.memory != bidder.memory:
+        raise BidderError(f"bidder {bidder.name!r} is registered already, with memory {known.memory}, not {bidder.memory}")
+    for name in BIDDERS:
+        if name != bidder.name and bidder_number(name) == bidder_number(bidder.name):
+            raise BidderError(f"bidder {bidder.name!r} would have the number of {name!r}: choose another name")
+    BIDDERS.setdefault(bidder.name, bidder)
+
+
+def bidder_code(
+    name: str, # of a registered type
+) -> str:      # 16 hexadecimal digits, and the size of its memory
+    "What a registered type does, as a text: equal for equal code."
+    return f"{function_code(BIDDERS[name].function)} {BIDDERS[name].memory}"
+
 # %% ../../nbs/12_bidders.ipynb #traits
 TRAITS = ("bidders", "n_items", "value_low", "value_high", "second_unit", "return_rate")
 TRAIT = named("Traits", TRAITS, __name__)(*range(len(TRAITS)))   # the place of each, by name
@@ -324,12 +398,21 @@ MAX_BIDDERS, MAX_UNITS = 64, 8
 Count = Annotated[int, whole(0, MAX_BIDDERS)]
 Units = Annotated[int, whole(1, MAX_UNITS)]
 
-class PopulationError(ValueError):
-    "Bidders that are no population: one sentence says which field, what is allowed, and what was found."
+def _revive(
+    fields: dict,  # of a population
+    sent: dict[str, tuple[bytes, int]], # its registered types by name: the function, pickled, and the size of its memory
+) -> "Population":
+    "A population that comes from another process, with the types that it brings along."
+    for name, (function, memory) in sent.items(): add_bidder(Bidder(name, pickle.loads(function), memory))
+    return Population(**fields)
+
 
 class Population(Record):
     "Who bids, and for what: counts of bidders by type and the market's few parameters; immutable, hashable, always valid."
     refusal = PopulationError
+    others = "; register_bidder makes a function a type of bidder"
+    model_config = ConfigDict(extra="allow")   # counts of registered types, by name
+    __pydantic_extra__: dict[str, Count] = Field(init=False)
     truthful: Count = Field(0, description="bidders that bid their value")
     shader: Count = Field(0, description="bidders that learn how much to shade")
     dropout: Count = Field(0, description="shaders that stay away when entry does not pay")
@@ -341,9 +424,34 @@ class Population(Record):
     second_unit: Share = Field(0.7, description="worth of a second unit relative to the first; 0: unit demand")
     return_rate: Share = Field(0.15, description="chance that a unit turns out to be worthless to its buyer")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        "Every name is a field or a registered type."
+        known = (*cls.model_fields, *sorted(BIDDERS))
+        strange = [name for name in given if name not in known] if isinstance(given, dict) else []
+        if not strange: return given
+        raise ValidationError.from_exception_data(cls.__name__, [
+            {"type": "extra_forbidden", "loc": (name,), "input": given[name]} for name in strange])
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema, handler):
+        "The JSON schema, with the registered types."
+        schema = handler(core_schema)
+        found = handler.resolve_ref_schema(schema)
+        count = found["properties"]["truthful"] | {"default": 0}
+        found["properties"] |= {name: count | {"title": name, "description": f"bidders of the registered type {name}"}
+                                for name in sorted(BIDDERS)}
+        found["additionalProperties"] = False
+        return schema
+
     @model_validator(mode="after")
     def _possible(self):
         "At least one bidder and not more than the market seats, and a range of values that is one."
+        extra = self.__pydantic_extra__ or {}
+        counts = {name: extra[name] for name in sorted(extra) if extra[name]}
+        extra.clear()
+        extra.update(counts)
         if not 1 <= self.bidders <= MAX_BIDDERS:
             raise ValueError(f"the counts must add up to 1 to {MAX_BIDDERS} bidders, not {self.bidders}")
         if self.value_low >= self.value_high:
@@ -352,17 +460,36 @@ class Population(Record):
 
     @property
     def counts(self) -> tuple[int, ...]:
-        "Bidders of each type, in the order of KINDS."
+        "Bidders of each type of the package, in the order of KINDS."
         return tuple(getattr(self, kind) for kind in KINDS)
+
+    @property
+    def registered(self) -> dict[str, int]:
+        "Bidders of each registered type that takes part, by name."
+        return dict(self.__pydantic_extra__ or {})
 
     @property
     def bidders(self) -> int:
         "Bidders in all."
-        return sum(self.counts)
+        return sum(self.counts) + sum(self.registered.values())
 
     def kinds(self) -> np.ndarray:
-        "The type of each bidder, int64 [bidders], as an index into KINDS."
-        return np.repeat(np.arange(len(KINDS)), self.counts)
+        "The type of each bidder, int64 [bidders]: an index into KINDS, or the number of a registered type, which come last."
+        others = [bidder_number(name) for name in self.registered]
+        return np.repeat([*range(len(KINDS)), *others], [*self.counts, *self.registered.values()])
+
+    def key_text(self) -> str:
+        "What `Record.key_text` is, with the code of the registered types."
+        codes = {name: bidder_code(name) for name in self.registered}
+        return super().key_text() + (str(codes) if codes else "")
+
+    def __reduce_ex__(self, protocol):
+        "What is sent to another process takes the functions of its registered types along."
+        from numba import cloudpickle
+
+        if not self.registered: return super().__reduce_ex__(protocol)
+        sent = {name: (cloudpickle.dumps(BIDDERS[name].function), BIDDERS[name].memory) for name in self.registered}
+        return _revive, (dict(self), sent)
 
     def traits(self) -> np.ndarray:
         "What compiled code reads of the market, float64 [traits], in the order of TRAIT."
@@ -388,5 +515,6 @@ class Population(Record):
         return cls(n_items=items, **dict(zip(KINDS, counts.tolist())))
 
     def __str__(self):
-        who = ", ".join(f"{count} {kind}" for count, kind in zip(self.counts, KINDS) if count)
+        counts = dict(zip(KINDS, self.counts)) | self.registered
+        who = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         return who if self.n_items == 1 else f"{who}; {self.n_items} units"

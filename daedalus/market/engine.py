@@ -4,39 +4,46 @@
 
 # %% auto #0
 __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'Score', 'Signal', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'COLUMN',
-           'OUTLOOK', 'PRICE', 'TRUST', 'GAIN', 'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS',
+           'OUTLOOK', 'PRICE', 'TRUST', 'GAIN', 'SEEN', 'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS',
            'BID_SUM', 'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'BEST', 'ENTRIES', 'TIE_BREAK', 'KEEP',
-           'BID', 'OUT', 'ACTS', 'CERTAIN', 'LEAST', 'COMPONENTS', 'CHUNK', 'MarketState', 'new_market', 'Market',
-           'read_market', 'Accounts', 'open_accounts', 'Registered', 'refuse_faults', 'at_work', 'Floor', 'make_floor',
-           'enter_floor', 'enter', 'line_slopes', 'choose', 'prepare_tricks', 'follow_lines', 'ring_meets',
-           'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'write_bids', 'clear_as', 'allocate_lot', 'price_of',
-           'charge_losers', 'unit_value', 'sell_again', 'write_down', 'record_sale', 'record_return', 'record_lot',
-           'record_bidders', 'trade', 'pay_shill', 'best_welfare', 'ring_saving', 'look_back', 'known_of', 'gain_of',
-           'shill_gain', 'look_again', 'pay_shills', 'credit_lot', 'trade_session', 'audit', 'learn_arms',
-           'learn_beliefs', 'participation', 'mean_shading', 'pairs_together', 'write_scores', 'session', 'acts_in',
-           'play', 'Agents', 'by_format', 'advance', 'Outcomes', 'components_of', 'scored_by', 'outcomes_of', 'step',
-           'open_market', 'briefs_of', 'wanted_by', 'judged_by', 'simulate', 'simulate_components']
+           'BID', 'OUT', 'ACTS', 'CERTAIN', 'RESERVE', 'STEEPEST', 'LEAST', 'COMPONENTS', 'CHUNK', 'MarketState',
+           'new_market', 'Market', 'read_market', 'Accounts', 'open_accounts', 'Registered', 'refuse_faults', 'at_work',
+           'Floor', 'make_floor', 'enter_floor', 'enter', 'line_slopes', 'choose', 'prepare_tricks', 'follow_lines',
+           'ring_meets', 'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'write_bids', 'clear_as', 'allocate_lot',
+           'price_of', 'charge_losers', 'unit_value', 'sell_again', 'Session', 'blank_session', 'wipe', 'write_down',
+           'record_sale', 'record_return', 'record_lot', 'record_bidders', 'trade', 'pay_shill', 'best_welfare',
+           'ring_saving', 'look_back', 'known_of', 'gain_of', 'shill_gain', 'look_again', 'pay_shills', 'credit_lot',
+           'trade_session', 'audit', 'learn_arms', 'learn_beliefs', 'participation', 'mean_shading', 'pairs_together',
+           'write_scores', 'session', 'acts_in', 'play_market', 'play', 'View', 'sort_down', 'lot_price', 'write_seen',
+           'play_seen', 'look', 'call_bidder', 'ask_registered', 'play_registered', 'Agents', 'by_format', 'advance',
+           'Outcomes', 'components_of', 'scored_by', 'outcomes_of', 'step', 'open_market', 'briefs_of', 'wanted_by',
+           'judged_by', 'simulate', 'simulate_components']
 
 # %% ../../nbs/15_engine.ipynb #imports
 import math
 import reprlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
+import numba
 import numpy as np
+from numba.core.dispatcher import Dispatcher
+from numba.core.errors import NumbaError
 
 from daedalus.market.auction import (
     FIRST_PRICE, FORMATS, Format, clear_at, count_bids, format_of, insert_bid, insert_of_three, refuse_fault, rival_bid,
     unit_price)
 from .bidders import (
-    ARMS, BEHAVIOUR, COLLUDER, CONFIRMED, DROPOUT, EVERYTHING, EXPLOITER, FLIP, MOVES, NOTHING, PRICE_ONLY, RESTRICT, SHILL,
-    SUSPECTED, ALLOW, TRUTHFUL, Behaviour, Population, arm_chances, competitive_surplus, credit_one_unit, credit_tricks,
-    credit_two_units, detection, draw_arm, entry_probability, feedback, flip_payoff, read_rules, ring_resolve, shade,
-    shader_slopes, shill_detection, shill_range, update_arms, TRAIT)
+    ALLOW, ARMS, BEHAVIOUR, BIDDERS, COLLUDER, CONFIRMED, DROPOUT, EVERYTHING, EXPLOITER, FLIP, MOVES, NOTHING, PRICE_ONLY,
+    REGISTERED_FROM, RESTRICT, SHILL, SUSPECTED, TRAIT, TRUTHFUL, Behaviour, Bidder, BidderError, Population,
+    arm_chances, bidder_number, bidder_type, competitive_surplus, credit_one_unit, credit_tricks, credit_two_units,
+    detection, draw_arm, entry_probability, feedback, flip_payoff, read_rules, ring_resolve, shade, shader_slopes, shill_detection,
+    shill_range, source_function, update_arms)
 from .noise import fill_uniforms
 from .._runtime import check_compiled, compiled, in_threads, named, shares, use_threads
 from .rewards import fairness, stability
-from ..seeds import CHOICE, COLLUSION_AUDIT, ENTRY, MEETING, REMORSE, RESALE, SHILL_AUDIT, VALUES
+from ..seeds import CHOICE, COLLUSION_AUDIT, ENTRY, MEETING, OWN_DRAWS, REMORSE, RESALE, SHILL_AUDIT, VALUES
 from ..schema import (
     AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, PUBLISHED_OBJECTIVE, Brief, Mechanism, Objective, distinct,
     mechanisms_to_array, seed_number, whole_number)
@@ -59,6 +66,9 @@ COLUMN = named("Columns", METRICS, __name__)(*range(len(METRICS)))   # the place
 # %% ../../nbs/15_engine.ipynb #state
 OUTLOOK, PRICE, TRUST, GAIN = range(4)   # columns of `belief`
 
+SEEN = named("Seen", ("value", "bid", "second_bid", "won", "paid", "net", "price", "bids", "second_bids", "winners"),
+             __name__)(*range(10))   # columns of `seen`: six that are a seat's own, and four of what the rules showed
+
 
 class MarketState(NamedTuple):
     "Everything a batch of markets remembers from one session to the next; `advance` changes it in place."
@@ -68,6 +78,8 @@ class MarketState(NamedTuple):
     round: np.ndarray       # int64 [batch]: sessions played
     log_weight: np.ndarray  # float64 [batch, n, MOVES]: what each bidder has learned of its arms
     belief: np.ndarray      # float64 [batch, 4]: entry outlook, remembered price, ring trust, ring gain
+    memory: np.ndarray      # float64 [batch, n, numbers]: what each registered bidder keeps; of size 0 without one
+    seen: np.ndarray        # float64 [batch, LOTS, n, seen]: the last session, by name of SEEN; of size 0 likewise
 
     def copy(self) -> "MarketState":
         "An independent copy."
@@ -86,16 +98,31 @@ class MarketState(NamedTuple):
         return self.copy()._replace(key=_keys(seeds, len(self.key)))
 
     def to_dict(self) -> dict:
-        "The state as plain lists, exact to the bit, for JSON or a data set's column."
-        return {name: array.tolist() for name, array in self._asdict().items()}
+        "The state as plain lists, exact to the bit, for JSON or a data set's column; what is NaN is None."
+        saved = {name: array.tolist() for name, array in self._asdict().items() if name not in ("memory", "seen")}
+        if not self.seen.size: return saved
+        seen = self.seen.astype(object)
+        seen[np.isnan(self.seen)] = None
+        return saved | {"memory": self.memory.tolist(), "seen": seen.tolist(), "registered": list(_registered(self.kind))}
 
     @classmethod
     def from_dict(cls,
         state: dict, # as `to_dict` returns it
     ) -> "MarketState":
         "The inverse of `to_dict`."
-        types = {"key": np.uint64, "kind": np.int64, "round": np.int64}
-        return cls(**{name: np.array(values, types.get(name, np.float64)) for name, values in state.items()})
+        types, shape = {"key": np.uint64, "kind": np.int64, "round": np.int64}, np.shape(state["kind"])
+        for name in state.get("registered", ()): bidder_type(bidder_number(name))
+        arrays = {name: np.array(values, types.get(name, np.float64)) for name, values in state.items() if name != "registered"}
+        memory = arrays["memory"].reshape(*shape, -1) if arrays.get("memory", np.zeros(0)).size else np.zeros((*shape, 0))
+        return cls(**arrays | {"memory": memory, "seen": arrays.get("seen", np.zeros((shape[0], LOTS, 0, len(SEEN))))})
+
+
+def _registered(
+    kind: np.ndarray, # int [batch, n], as in the state
+) -> dict[str, int]:
+    "The registered types that sit in some markets: number by name, in the order of the names."
+    found = {bidder_type(number): number for number in np.unique(kind[kind >= REGISTERED_FROM]).tolist()}
+    return dict(sorted(found.items()))
 
 # %% ../../nbs/15_engine.ipynb #aligned
 def _listed(
@@ -116,9 +143,8 @@ def _check_kind(
         raise ValueError(f"{what} must hold {single.__name__} objects, not {reprlib.repr(value)}")
     more = [name for name in type(value).model_fields if name not in single.model_fields]
     if more:
-        raise ValueError(
-            f"{what} must hold {single.__name__} objects, and the market does not know the field {more[0]} "
-                         f"of {type(value).__name__}")
+        raise ValueError(f"{what} must hold {single.__name__} objects, and the market does not know the field {more[0]} of "
+                         f"{type(value).__name__}{getattr(single, 'others', '')}")
 
 
 def _aligned(
@@ -182,8 +208,11 @@ def new_market(
     kind, traits = kind[places], traits[places]
     middle = traits[:, [TRAIT.value_low, TRAIT.value_high]].mean(1)
     belief = np.stack([np.ones(batch), middle, np.zeros(batch), np.zeros(batch)], 1)
+    names = {name for p in different for name in p.registered}
+    memory = np.zeros((*kind.shape, max((BIDDERS[name].memory for name in names), default=0)))
+    seen = np.full((batch, LOTS, kind.shape[1] if names else 0, len(SEEN)), np.nan)
     return MarketState(_keys(seeds, batch), kind, traits, np.zeros(batch, np.int64),
-                       np.zeros((*kind.shape, MOVES)), belief)
+                       np.zeros((*kind.shape, MOVES)), belief, memory, seen)
 
 # %% ../../nbs/15_engine.ipynb #market
 class Market(NamedTuple):
@@ -600,6 +629,55 @@ def sell_again(
     floor.tally[REVENUE] += price
     return worth, at + 1
 
+# %% ../../nbs/15_engine.ipynb #session-record
+class Session(NamedTuple):
+    """One session of one market, lot by lot; money is in the unit of values."""
+
+    kind: np.ndarray  # int [n]: type of each bidder, an index into KINDS
+    arm: np.ndarray  # int [n]: what it chose for the session: a shading factor, to flip, or to shill
+    present: np.ndarray  # bool [n]: whether it entered
+    value: np.ndarray  # float [LOTS, n]: of a first unit
+    bid: np.ndarray  # float [LOTS, n]: for a first unit; 0: none
+    second_bid: np.ndarray  # float [LOTS, n]: for a second unit; 0: none
+    leader: np.ndarray  # int [LOTS]: who bids for the ring where it meets, else -1
+    best: np.ndarray  # float [LOTS]: the highest total value that any allocation could reach
+    winner: np.ndarray  # int [LOTS, units]: whose bid won each unit, -1: nobody's
+    price: np.ndarray  # float [LOTS, units]: paid for it; NaN: not sold
+    worth: np.ndarray  # float [LOTS, units]: value that it had in the hands where it ended; 0: in nobody's
+    returned: np.ndarray  # bool [LOTS, units]: whether the winner handed it back
+    second_owner: np.ndarray  # int [LOTS, units]: who then bought it, -1: nobody
+    second_price: np.ndarray  # float [LOTS, units]: and for how much; NaN: not sold
+    gain: np.ndarray  # float [n]: surplus from the lots
+    fined: np.ndarray  # float [n]: fines and fees after the session's audit
+    reserve: float  # the reserve price
+    scores: np.ndarray  # float [METRICS]: what the engine made of the session
+
+# %% ../../nbs/15_engine.ipynb #blank-session
+def blank_session(
+    bidders: int,
+    units: int, # in each lot
+) -> Session:
+    "A record to be filled in."
+    def lots(columns, dtype=float, fill=0):
+        return np.full((LOTS, columns), fill, dtype)
+
+    return Session(
+        kind=np.zeros(bidders, np.int64), arm=np.zeros(bidders, np.int64), present=np.zeros(bidders, bool),
+        value=lots(bidders), bid=lots(bidders), second_bid=lots(bidders),
+        leader=np.full(LOTS, -1), best=np.zeros(LOTS), winner=lots(units, np.int64, -1), price=lots(units, fill=np.nan),
+        worth=lots(units), returned=lots(units, bool), second_owner=lots(units, np.int64, -1),
+        second_price=lots(units, fill=np.nan), gain=np.zeros(bidders), fined=np.zeros(bidders), reserve=0.0,
+        scores=np.zeros(len(METRICS)))
+
+
+@compiled
+def wipe(
+    record, # Session; what a session does not write anew is emptied
+):
+    "Make a record ready for another session."
+    record.price[:], record.second_price[:] = np.nan, np.nan
+    record.worth[:], record.returned[:], record.second_owner[:] = 0.0, False, -1
+
 # %% ../../nbs/15_engine.ipynb #record
 @compiled
 def write_down(
@@ -607,7 +685,7 @@ def write_down(
     values, # array, at least k long
 ):
     "Copy the first numbers of a scratch array into a row of a record."
-    for at in range(row.size): row[at] = values[at]
+    for at in range(min(row.size, values.size)): row[at] = values[at]
 
 
 @compiled
@@ -1019,6 +1097,20 @@ def acts_in(
 
 
 @compiled
+def play_market(
+    state, rows, b, # as in `play`, and which market of the batch
+    behaviour, scratch, accounts, since, stop, acts, record, # as in `play`
+):
+    "Play some sessions of one market under its mechanism."
+    rules, floor = read_rules(rows[b]), enter_floor(state, accounts, b, scratch)
+    if since == 0: floor.surplus[:] = 0.0
+    for now in range(since, stop):
+        market = read_market(state.key[b], state.round[b], floor.kind, state.traits[b], rules)
+        session(market, rules, behaviour, now, floor, acts_in(acts, b), record, accounts.scores[b, now])
+        state.round[b] += 1
+
+
+@compiled
 def play(
     state,       # MarketState; changed in place
     rows,        # float [batch, 11]: mechanisms
@@ -1030,13 +1122,247 @@ def play(
     record,      # as in `session`, of a batch of one and the last of these; None: no record
 ):
     "Play some sessions of every market, each under its mechanism."
+    for b in range(rows.shape[0]): play_market(state, rows, b, behaviour, scratch, accounts, since, stop, acts, record)
+
+# %% ../../nbs/15_engine.ipynb #view
+class View(NamedTuple):
+    "What a registered bidder may see before a session."
+    seat: int            # its place among the bidders, from 0
+    bidders: int         # how many bid
+    units: int           # in a lot
+    value_low: float     # range of values of a first unit
+    value_high: float
+    second_unit: float   # worth of a second unit relative to the first; 0 where a lot has one unit
+    return_rate: float   # chance that a unit turns out to be worthless to its buyer
+    round: int           # sessions played so far
+    rules: Any           # Rules, in force in the coming session; a reserve price that is not public is NaN
+    value: np.ndarray    # float [LOTS]: its values in the last session
+    bid: np.ndarray      # float [LOTS]: and its bids for a first unit
+    second_bid: np.ndarray  # float [LOTS]: and for a second unit
+    won: np.ndarray      # float [LOTS]: units that it won
+    paid: np.ndarray     # float [LOTS]: price of these
+    net: float           # its surplus from that session, after fines
+    price: np.ndarray    # float [LOTS]: mean price of the lot's units, where prices are revealed; NaN: nothing was sold
+    bids: np.ndarray     # float [LOTS, bidders]: bids for a first unit, by seat, or without names in descending order
+    second_bids: np.ndarray # float [LOTS, bidders]: likewise for a second unit
+    winners: np.ndarray  # float [LOTS, bidders]: units that each seat won, where winners are named
+    draws: np.ndarray    # float [LOTS]: uniforms in (0, 1), its own
+    memory: np.ndarray   # float [numbers]: what it keeps from session to session, at first 0; it may change this
+
+# %% ../../nbs/15_engine.ipynb #write-seen
+@compiled
+def sort_down(
+    row, # float [k]; sorted in place, highest first
+):
+    "Sort a few numbers."
+    for at in range(1, row.size):
+        number, to = row[at], at
+        while to > 0 and row[to - 1] < number:
+            row[to] = row[to - 1]
+            to -= 1
+        row[to] = number
+
+
+@compiled
+def lot_price(
+    record, lot, items, # Session, which lot, units in a lot
+):
+    "The mean price of a lot's units; NaN where none was sold."
+    total, sold = 0.0, 0
+    for at in range(items):
+        if record.price[lot, at] >= 0: total, sold = total + record.price[lot, at], sold + 1
+    return total / sold if sold > 0 else np.nan
+
+
+@compiled
+def write_seen(
+    rules, n, items, # of the session
+    net,             # float [n]: each bidder's net surplus
+    record,          # Session
+    seen,            # float [LOTS, n, SEEN]; overwritten
+):
+    "What a session shows to each seat under its rules."
+    named, shown = rules.reveal_competing_bids, rules.reveal_competing_bids or rules.reveal_bid_distribution
+    for lot in range(LOTS):
+        price = lot_price(record, lot, items) if rules.reveal_clearing_price else np.nan
+        for i in range(n):
+            row, won, paid = seen[lot, i], 0, 0.0
+            for at in range(items):
+                if record.winner[lot, at] == i and record.price[lot, at] >= 0:
+                    won, paid = won + 1, paid + record.price[lot, at]
+            first, second = record.bid[lot, i], record.second_bid[lot, i] if items > 1 else 0.0
+            row[SEEN.value], row[SEEN.bid], row[SEEN.second_bid] = record.value[lot, i], first, second
+            row[SEEN.won], row[SEEN.paid], row[SEEN.net], row[SEEN.price] = won, paid, net[i], price
+            row[SEEN.bids], row[SEEN.second_bids] = first if shown else np.nan, second if shown else np.nan
+            row[SEEN.winners] = won if rules.reveal_winner_identity else np.nan
+        if shown and not named:
+            sort_down(seen[lot, :n, SEEN.bids])
+            sort_down(seen[lot, :n, SEEN.second_bids])
+
+
+@compiled
+def play_seen(
+    state, rows, behaviour, scratch, accounts, # as in `play`
+    now,    # which session under the mechanism
+    acts,   # float [batch, n, 4]
+    record, # Session, large enough for every market; overwritten
+):
+    "Play one session of every market, and write down what it shows."
     for b in range(rows.shape[0]):
-        rules, floor = read_rules(rows[b]), enter_floor(state, accounts, b, scratch)
-        if since == 0: floor.surplus[:] = 0.0
-        for now in range(since, stop):
-            market = read_market(state.key[b], state.round[b], floor.kind, state.traits[b], rules)
-            session(market, rules, behaviour, now, floor, acts_in(acts, b), record, accounts.scores[b, now])
-            state.round[b] += 1
+        wipe(record)
+        play_market(state, rows, b, behaviour, scratch, accounts, now, now + 1, acts, record)
+        n, items = int(state.traits[b, TRAIT.bidders]), int(state.traits[b, TRAIT.n_items])
+        write_seen(read_rules(rows[b]), n, items, accounts.net[b], record, state.seen[b])
+
+# %% ../../nbs/15_engine.ipynb #look
+RESERVE = FIELDS.index("reserve_price")
+
+
+def look(
+    state: MarketState,
+    row: np.ndarray, # float [11]: the mechanism of the coming session
+    b: int, i: int,  # which market, and which seat
+    memory: int,     # numbers that its type keeps
+) -> View:
+    "What a seat sees; arrays are its own copies."
+    public, trait = row.copy(), state.traits[b]
+    if not read_rules(row).reveal_reserve: public[RESERVE] = np.nan
+    n, units, seen, draws = int(trait[TRAIT.bidders]), int(trait[TRAIT.n_items]), state.seen[b], np.empty(LOTS)
+    fill_uniforms(draws, LOTS, state.key[b, 0], state.key[b, 1], state.round[b], OWN_DRAWS, i)
+    return View(
+        int(i), n, units, float(trait[TRAIT.value_low]), float(trait[TRAIT.value_high]),
+        float(trait[TRAIT.second_unit]) if units > 1 else 0.0, float(trait[TRAIT.return_rate]), int(state.round[b]),
+        read_rules(public), seen[:, i, SEEN.value].copy(), seen[:, i, SEEN.bid].copy(), seen[:, i, SEEN.second_bid].copy(),
+        seen[:, i, SEEN.won].copy(), seen[:, i, SEEN.paid].copy(), float(seen[0, i, SEEN.net]),
+        seen[:, i, SEEN.price].copy(), seen[:, :n, SEEN.bids].copy(), seen[:, :n, SEEN.second_bids].copy(),
+        seen[:, :n, SEEN.winners].copy(), draws, state.memory[b, i, :memory].copy())
+
+# %% ../../nbs/15_engine.ipynb #ask
+STEEPEST = 100.0   # the numbers of a line are between -100 and 100
+
+
+def _broken(
+    bidder: Bidder,
+    what: str,
+) -> BidderError:
+    "What a bidder did wrong, in a sentence."
+    return BidderError(f"bidder {bidder.name}: {what}")
+
+
+def _no_line(
+    bidder: Bidder,
+    told: Any, # what it returned
+) -> BidderError:
+    return _broken(bidder, "it must return a line, two or three numbers from -100 to 100 (start, slope, slope for a second "
+                           f"unit), not {reprlib.repr(told)}")
+
+
+def call_bidder(
+    bidder: Bidder,
+    view: View, # its arrays, but the memory, are closed to writing
+) -> np.ndarray: # float [3]: start, slope, slope for a second unit
+    "Ask a function of Python for its line; BidderError for what it raises, and for what is no line."
+    for array in view:
+        if isinstance(array, np.ndarray) and array is not view.memory: array.flags.writeable = False
+    try: told = source_function(bidder.function)(view)
+    except Exception as error: raise _broken(bidder, f"it raises {type(error).__name__}: {error}") from error
+    try: line = np.asarray(told)
+    except ValueError: raise _no_line(bidder, told) from None
+    if line.dtype.kind not in "fiu" or line.shape not in ((2,), (3,)): raise _no_line(bidder, told)
+    return _checked(bidder, np.append(line, line[-1:])[:3].astype(float))
+
+
+def _checked(
+    bidder: Bidder,
+    lines: np.ndarray, # float [..., 3]
+) -> np.ndarray:
+    "The same lines; BidderError for numbers that no line has."
+    odd = ~(np.abs(lines) <= STEEPEST).all(-1)
+    if odd.any(): raise _no_line(bidder, tuple(lines[odd].ravel()[:3].tolist()))
+    return lines
+
+# %% ../../nbs/15_engine.ipynb #ask-compiled
+@cache
+def _asker(
+    function: Callable, # a Numba function
+) -> Callable:
+    "Compiled code that asks a function in every seat of a type."
+    seen_from = numba.njit(look)
+
+    @numba.njit(nogil=True)
+    def ask(state, rows, seats, memory, lines):
+        for at in range(len(seats)):
+            b, i = seats[at]
+            view = seen_from(state, rows[b], b, i, memory)
+            told = function(view)
+            if len(told) != 2 and len(told) != 3: return len(told)
+            lines[at, 0], lines[at, 1], lines[at, 2] = told[0], told[1], told[-1]
+            state.memory[b, i, :memory] = view.memory
+        return 0
+
+    return ask
+
+
+def _ask_compiled(
+    bidder: Bidder,
+    state: MarketState,
+    rows: np.ndarray,  # float [batch, 11]
+    seats: np.ndarray, # int [seats, 2]
+) -> np.ndarray:       # float [seats, 3]
+    "The lines of a type whose function is compiled."
+    lines = np.zeros((len(seats), 3))
+    try: length = _asker(bidder.function)(state, rows, seats, bidder.memory, lines)
+    except NumbaError as error:
+        reason = " ".join(str(error).split())
+        raise _broken(bidder, f"Numba cannot compile it for a view: {reprlib.repr(reason)}") from error
+    except Exception as error: raise _broken(bidder, f"it raises {type(error).__name__}: {error}") from error
+    if length: raise _broken(bidder, f"it must return a line, two or three numbers, not {length}")
+    return _checked(bidder, lines)
+
+# %% ../../nbs/15_engine.ipynb #ask-registered
+def _ask_python(
+    bidder: Bidder,
+    state: MarketState,
+    rows: np.ndarray,  # float [batch, 11]
+    seats: np.ndarray, # int [seats, 2]
+) -> np.ndarray:       # float [seats, 3]
+    "The lines of a type whose function is Python."
+    lines = np.zeros((len(seats), 3))
+    for line, (b, i) in zip(lines, seats):
+        view = look(state, rows[b], b, i, bidder.memory)
+        line[:] = call_bidder(bidder, view)
+        state.memory[b, i, :bidder.memory] = view.memory
+    return lines
+
+
+def ask_registered(
+    state: MarketState, # before a session; the memories are updated
+    rows: np.ndarray,   # float [batch, 11]: the mechanisms in force
+    acts: np.ndarray,   # float [batch, n, 4]: what agents say; where that is KEEP, registered bidders are asked
+) -> None:
+    "Write what the registered bidders do in the next session; BidderError for one that breaks its contract."
+    for name, number in _registered(state.kind).items():
+        bidder, seats = BIDDERS[name], np.argwhere((state.kind == number) & (acts[..., 0] == KEEP))
+        if not len(seats): continue
+        ask = _ask_compiled if isinstance(bidder.function, Dispatcher) else _ask_python
+        start, slope, second = ask(bidder, state, rows, seats).T
+        silent = (start == 0) & (slope == 0) & (second == 0)
+        acts[tuple(seats.T)] = np.stack([np.where(silent, OUT, BID), slope, second, start], 1)
+        if not np.isfinite(state.memory[tuple(seats.T)]).all():
+            raise _broken(bidder, "what it keeps in its memory must be finite numbers, not NaN or infinity")
+
+
+def play_registered(
+    state, rows, behaviour, scratch, accounts, since, stop, acts, # as in `play`
+    record: Session | None, # of a batch of one; overwritten; None: no record
+) -> None:
+    "Play sessions, and ask the registered bidders before each; to compiled code they are truthful with other lines."
+    own = np.where(state.kind >= REGISTERED_FROM, TRUTHFUL, state.kind)
+    record = record or blank_session(state.kind.shape[1], int(state.traits[:, TRAIT.n_items].max()))
+    for now in range(since, stop):
+        told = np.zeros((*state.kind.shape, 4)) if acts is None else acts.copy()
+        ask_registered(state, rows, told)
+        play_seen(state._replace(kind=own), rows, behaviour, scratch, accounts, now, told, record)
 
 # %% ../../nbs/15_engine.ipynb #agents
 class Agents(Protocol):
@@ -1111,8 +1437,9 @@ def _advance(
         def some(part):
             for kind, chosen in by_format(rows, part): # a slice is a view, and `play` changes the arrays themselves
                 own, kept = MarketState(*(array[chosen] for array in state)), Accounts(*(array[chosen] for array in accounts))
-                floor = make_floor(own, kept, kind)
-                play(own, rows[chosen], behaviour, floor, kept, since, stop, None if acts is None else acts[chosen], None)
+                floor, told = make_floor(own, kept, kind), None if acts is None else acts[chosen]
+                playing = play_registered if own.seen.size else play
+                playing(own, rows[chosen], behaviour, floor, kept, since, stop, told, None)
                 refuse_faults(kind, floor)
                 if isinstance(chosen, slice): continue
                 for whole, played in zip((*state, *accounts), (*own, *kept)): whole[chosen] = played
