@@ -38,8 +38,8 @@ from .bidders import (
     ALLOW, ARMS, BEHAVIOUR, BIDDERS, COLLUDER, CONFIRMED, DROPOUT, EVERYTHING, EXPLOITER, FLIP, MOVES, NOTHING, PRICE_ONLY,
     REGISTERED_FROM, RESTRICT, SHILL, SUSPECTED, TRAIT, TRUTHFUL, Behaviour, Bidder, BidderError, Population,
     arm_chances, bidder_number, bidder_type, competitive_surplus, credit_one_unit, credit_tricks, credit_two_units,
-    detection, draw_arm, entry_probability, feedback, flip_payoff, read_rules, ring_resolve, shade, shader_slopes, shill_detection,
-    shill_range, source_function, update_arms)
+    detection, draw_arm, entry_probability, feedback, flip_payoff, read_rules, ring_resolve, shade, shader_slopes,
+    shill_detection, shill_range, source_function, update_arms)
 from .noise import fill_uniforms
 from .._runtime import check_compiled, compiled, in_threads, named, shares, use_threads
 from .rewards import fairness, stability

@@ -44,7 +44,8 @@ def watch(
     playing(one, row, behaviour, floor, accounts, rounds - 1, rounds, None, record)
     refuse_faults(kind, floor)
     fined = record.gain - accounts.net[0, :len(record.gain)]
-    return record._replace(kind=one.kind[0, :bidders], fined=fined, reserve=mechanism.reserve_price, scores=accounts.scores[0, -1])
+    return record._replace(kind=one.kind[0, :bidders], fined=fined, reserve=mechanism.reserve_price,
+                           scores=accounts.scores[0, -1])
 
 # %% ../../nbs/16_record.ipynb #names
 def bidder_names(

@@ -12,6 +12,7 @@ import keyword
 import pickle
 import reprlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,11 @@ MOST_MEMORY = 4_096   # numbers that a bidder may keep
 
 
 def _check_name(
-    name: object,
+    name: Any,
 ) -> None:
     "BidderError for what can be no name of a registered type."
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_") or len(name) > 32:
+    plain = isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
+    if not plain or len(name) > 32:
         raise BidderError("name must be a Python name of at most 32 characters that does not start with _, "
                           f"not {reprlib.repr(name)}")
     if name in KINDS: raise BidderError(f"name must be a new one, not {name!r}, which is a type of the package")
@@ -131,7 +133,8 @@ def _check_pure(
         views = [look(state, rules[b].to_array(), b, i, bidder.memory) for _ in range(3)]
         lines = [call_bidder(bidder, view).tolist() for view in views[:2]]
         if lines[0] != lines[1]:
-            raise BidderError(f"bidder {bidder.name}: asked twice about the same view it returns {lines[0]} and then {lines[1]}")
+            raise BidderError(f"bidder {bidder.name}: asked twice about the same view it returns {lines[0]} and then "
+                              f"{lines[1]}")
         if not np.array_equal(views[0].memory, views[1].memory):
             raise BidderError(f"bidder {bidder.name}: asked twice about the same view it keeps other numbers in its memory")
 
@@ -143,7 +146,8 @@ def _check_sent(
     people = Population(**{bidder.name: 2})
     try: same = pickle.loads(pickle.dumps(people)) == people
     except Exception as error:
-        raise BidderError(f"bidder {bidder.name}: it cannot be sent to another process: {type(error).__name__}: {error}") from error
+        raise BidderError(f"bidder {bidder.name}: it cannot be sent to another process: "
+                          f"{type(error).__name__}: {error}") from error
     if not same: raise BidderError(f"bidder {bidder.name}: in another process a population with it is another")
 
 # %% ../../nbs/18_register.ipynb #check

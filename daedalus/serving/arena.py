@@ -23,14 +23,15 @@ from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 
-from ..market.bidders import COLLUDER, FLIP, KINDS, SHILL, TRUTHFUL, Population, shade
+from ..market.bidders import (
+    BIDDERS, COLLUDER, FLIP, KINDS, REGISTERED_FROM, SHILL, TRUTHFUL, Population, bidder_type, shade)
 from ..designers.base import FixedDesigner, Player, ask
 from ..env import SUITES, Episodes, open_episodes, outcome_of, play_step, suite
-from ..market.engine import LOTS, WARM_UP, new_market
+from ..market.engine import LOTS, WARM_UP, Session, new_market
 from ..results import data_dir, repository
 from ..schema import DEFAULT_MECHANISM, FIELDS, LEVERS, Mechanism, MechanismError, Outcome, SwitchLever
-from ..studies.style import BIDDER_COLOURS, BIDDER_MARKERS, OTHER
-from ..market.record import Session, watch
+from ..studies.style import bidder_look
+from ..market.record import watch
 
 if TYPE_CHECKING:
     import fastapi
@@ -244,6 +245,8 @@ def _conduct(
     kind, arm = seen.kind[i], seen.arm[i]
     if not seen.present[i]:
         return "stayed away"
+    if kind >= REGISTERED_FROM:
+        return "bid by a line of its own"
     if kind == TRUTHFUL:
         return "bid its value"
     if kind == COLLUDER and seen.leader.max() >= 0:
@@ -308,14 +311,28 @@ def _json(
 OUTLINES = {"o": "circle(50%)", "s": "inset(6%)", "v": "polygon(0 6%, 100% 6%, 50% 100%)",
             "D": "polygon(50% 0, 100% 50%, 50% 100%, 0 50%)",
             "X": "polygon(25% 0, 50% 25%, 75% 0, 100% 25%, 75% 50%, 100% 75%, 75% 100%, 50% 75%, 25% 100%, 0 75%, "
-                 "25% 50%, 0 25%)"}  # of the markers that Matplotlib draws, as CSS
+                 "25% 50%, 0 25%)",
+            "^": "polygon(50% 0, 100% 94%, 0 94%)", "h": "polygon(50% 0, 95% 25%, 95% 75%, 50% 100%, 5% 75%, 5% 25%)",
+            "P": "polygon(33% 0, 67% 0, 67% 33%, 100% 33%, 100% 67%, 67% 67%, 67% 100%, 33% 100%, 33% 67%, 0 67%, 0 33%, 33% 33%)",
+            "*": "polygon(50% 0, 63% 36%, 100% 38%, 70% 60%, 81% 96%, 50% 75%, 19% 96%, 30% 60%, 0 38%, 37% 36%)"}  # of the markers that Matplotlib draws, as CSS
 
 
-@cache
 def _kinds() -> tuple[dict, ...]:
-    """Name, letter, colour and outline of each type of bidder."""
-    return tuple({"name": name, "letter": name[0].upper(), "colour": BIDDER_COLOURS.get(name, OTHER),
-                  "outline": OUTLINES[BIDDER_MARKERS.get(name, "o")]} for name in KINDS)
+    """Name, letter, colour and outline of each type of bidder: first those of the package, then the registered ones."""
+    others, letters = sorted(BIDDERS), [name[0].upper() for name in KINDS]
+    for name in others:
+        letters.append(next((sign for sign in f"{name.upper()}0123456789" if sign.isalnum() and sign not in letters), "#"))
+    looks = [bidder_look(name, others) for name in (*KINDS, *others)]
+    return tuple({"name": name, "letter": letter, "colour": colour, "outline": OUTLINES[marker]}
+                 for name, letter, (colour, marker) in zip((*KINDS, *others), letters, looks))
+
+
+@_for_templates
+def _place(
+    kind: int,  # type of a bidder, as in `Session`
+) -> int:
+    """The place of a type in `_kinds`."""
+    return [*KINDS, *sorted(BIDDERS)].index(bidder_type(kind))
 
 # %% ../../nbs/55_arena.ipynb #render
 def render(

@@ -484,6 +484,7 @@ def perturb(
 ) -> Population:
     "A neighbour: one bidder of another type, and amounts moved a little."
     fields, counts = dict(population), list(population.counts)
+    if not any(counts): raise ValueError(f"population must have a bidder of a type of the package to sway, not {population}")
     counts[rng.choice(np.flatnonzero(counts))] -= 1
     counts[rng.integers(len(KINDS))] += 1
     for name, most in ("value_low", 0.8), ("second_unit", 1.0), ("return_rate", 1.0):
