@@ -82,7 +82,7 @@ def test_a_recipe_works(heading, copy):
     assert told[0] == str(copy / "daedalus" / "__init__.py") and len(told) > 1
 
 
-@pytest.mark.parametrize("heading", RECIPES)
+@pytest.mark.parametrize("heading", [heading for heading in RECIPES if len(blocks(heading)) > 1])
 def test_without_its_steps_a_recipe_shows_nothing(heading, copy):
     proof = blocks(heading)[-1][-1]
     with pytest.raises(AssertionError):
