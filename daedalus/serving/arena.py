@@ -327,7 +327,7 @@ def _kinds() -> tuple[dict, ...]:
                  for name, letter, (colour, marker) in zip((*KINDS, *others), letters, looks))
 
 
-@_for_templates
+@for_templates
 def _place(
     kind: int,  # type of a bidder, as in `Session`
 ) -> int:
