@@ -18,7 +18,7 @@ if wide_registers():
     os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 
 from .market.auction import register_format
-from .market.bidders import BEHAVIOUR, Behaviour, Population, PopulationError
+from .market.bidders import BEHAVIOUR, HELD_OUT_RULES, LEARNING_RULES, Behaviour, Population, PopulationError
 from .designers.base import DESIGNERS, FixedDesigner, RandomDesigner, check_designer, play
 from .env import DaedalusEnv, suite
 from .studies.evaluate import evaluate, paired, summary, yardsticks
@@ -38,11 +38,11 @@ from .designers.search import best_fixed, oracle
 from .designers.specs import designer
 
 __all__ = [
-    "BEHAVIOUR", "BEST_FIXED", "Behaviour", "Brief", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv", "FixedDesigner",
-    "INFORMED_GREEDY", "LanguageDesigner", "MarketState", "Mechanism", "MechanismError", "Objective", "Observation",
-    "Outcome", "Outcomes", "Population", "PopulationError", "RandomDesigner", "best_fixed", "check_bidder",
-    "check_designer", "designer", "evaluate", "oracle", "paired", "play", "register_bidder", "register_format",
-    "simulate", "suite", "summary", "yardsticks",
+    "BEHAVIOUR", "BEST_FIXED", "Behaviour", "Brief", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv",
+    "FixedDesigner", "HELD_OUT_RULES", "INFORMED_GREEDY", "LEARNING_RULES", "LanguageDesigner", "MarketState",
+    "Mechanism", "MechanismError", "Objective", "Observation", "Outcome", "Outcomes", "Population",
+    "PopulationError", "RandomDesigner", "best_fixed", "check_bidder", "check_designer", "designer", "evaluate",
+    "oracle", "paired", "play", "register_bidder", "register_format", "simulate", "suite", "summary", "yardsticks",
 ]
 
 

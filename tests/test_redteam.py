@@ -5,15 +5,15 @@ import hashlib
 import numpy as np
 import pytest
 
-from daedalus.market.bidders import BEHAVIOUR, KINDS, Population
+from daedalus.market.bidders import (
+    BEHAVIOUR, EXP3, KINDS, MUTATION, Q_LEARNING, RULE_BEHAVIOUR, SELECTION, UCB, Population, optimistic_action)
 from daedalus.designers.base import FixedDesigner, RandomDesigner, informed_greedy
 from daedalus.env import draw_training_population, suite
 from daedalus.studies.exploit import DEVIATIONS, HONEST, Plan, play_plans
 from daedalus.market.engine import simulate
 from daedalus.studies.redteam import (
-    BEHAVIOUR_RANGES, EXP3, RULE_BEHAVIOUR, MUTATION, POPULATION_RANGES, Q_LEARNING, RULES, SELECTION, UCB, Scenario, Learned,
-    best_of, scenario_at, distinct, find_worst_cases, inherit, learn, library_rewards, play_scenarios, menu_of, optimistic_action, pick, practised,
-    red_draw, rewards, select, stressors)
+    BEHAVIOUR_RANGES, POPULATION_RANGES, RULES, Learned, Scenario, best_of, distinct, find_worst_cases, inherit, learn,
+    library_rewards, menu_of, pick, play_scenarios, practised, red_draw, rewards, scenario_at, select, stressors)
 from daedalus.schema import INFORMED_GREEDY, Mechanism
 
 SECOND, FIRST = Mechanism(auction_type="second_price"), Mechanism(auction_type="first_price")
@@ -130,9 +130,9 @@ def test_learners_in_the_engines_own_session_are_the_bits_of_a_session_of_their_
     scenarios = stressors(2)
     learned = practised(RandomDesigner(4), scenarios, 2, 3, 4)
     earned = play_scenarios(RandomDesigner(4), scenarios, keys(2).astype(np.uint64), learned, 4)
-    known = [part for one in learned for part in (one.worth, one.tries, one.action, one.earned, one.shares)]
+    known = [part for one in learned for part in (one.worth, one.tries, one.action, one.earned, one.shares.round(12))]
     sha = hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in (earned, *known)))
-    assert sha.hexdigest()[:16] == "66305ddb0302bf5b"
+    assert sha.hexdigest()[:16] == "fb84b2bb2ceb407d"
 
 
 def test_a_plain_function_and_a_batch_designer_are_asked_alike():

@@ -3,7 +3,7 @@
 import re
 
 from daedalus import _runtime
-from daedalus.market.bidders import TRAIT, TRAITS, Population
+from daedalus.market.bidders import LEARNING_RULES, TRAIT, TRAITS, Population
 from daedalus.market.engine import new_market
 
 OTHER = Population(truthful=3, shader=2, n_items=2, value_low=0.1, value_high=0.9, second_unit=0.4, return_rate=0.05)
@@ -12,7 +12,8 @@ OTHER = Population(truthful=3, shader=2, n_items=2, value_low=0.1, value_high=0.
 def test_the_market_reads_the_numbers_of_a_population_by_name():
     traits = new_market([OTHER, Population.stage(4)], 0).traits
     for row, population in zip(traits, (OTHER, Population.stage(4)), strict=True):
-        assert {name: row[at] for name, at in TRAIT._asdict().items()} == {name: getattr(population, name) for name in TRAITS}
+        expected = {name: getattr(population, name) for name in TRAITS} | {"learning": LEARNING_RULES.index(population.learning)}
+        assert {name: row[at] for name, at in TRAIT._asdict().items()} == expected
 
 
 def test_nothing_reads_a_trait_by_its_place():

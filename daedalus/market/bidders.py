@@ -4,22 +4,28 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'TRUTHFUL', 'SHADER', 'DROPOUT', 'COLLUDER', 'EXPLOITER', 'ALLOW', 'RESTRICT', 'SUSPECTED', 'CONFIRMED',
-           'ARMS', 'FLIP', 'SHILL', 'MOVES', 'BEHAVIOUR', 'Rules', 'NOTHING', 'PRICE_ONLY', 'EVERYTHING', 'SHILL_FROM',
-           'SHILL_TO', 'REGISTERED_FROM', 'BIDDERS', 'TRAITS', 'TRAIT', 'MAX_BIDDERS', 'MAX_UNITS', 'Count', 'Units',
-           'shade', 'Behaviour', 'read_rules', 'openness', 'competitive_surplus', 'arm_chances', 'draw_arm',
-           'shader_slopes', 'credit_one_unit', 'credit_two_units', 'feedback', 'update_arms', 'entry_probability',
-           'monitoring', 'detection', 'ring_resolve', 'flip_payoff', 'shill_detection', 'shill_range', 'shill_payoff',
-           'credit_tricks', 'Bidder', 'bidder_number', 'bidder_type', 'BidderError', 'PopulationError',
-           'source_function', 'add_bidder', 'bidder_code', 'Population']
+           'ARMS', 'FLIP', 'SHILL', 'MOVES', 'BEHAVIOUR', 'Rules', 'NOTHING', 'PRICE_ONLY', 'EVERYTHING',
+           'LEARNING_RULES', 'HEDGE', 'EXP3', 'UCB', 'Q_LEARNING', 'REGRET_MATCHING', 'FICTITIOUS_PLAY', 'EVOLUTION',
+           'LEVEL_K', 'HELD_OUT_RULES', 'COUNTING_RULES', 'RULE_BEHAVIOUR', 'DISCOUNT', 'FIRST_ESTIMATE', 'WIDTH',
+           'SELECTION', 'MUTATION', 'IMITATION', 'LEVELS', 'SHILL_FROM', 'SHILL_TO', 'REGISTERED_FROM', 'BIDDERS',
+           'TRAITS', 'TRAIT', 'MAX_BIDDERS', 'MAX_UNITS', 'MAX_PRACTICE', 'Count', 'Units', 'LATER', 'LearningRule',
+           'Practice', 'shade', 'Behaviour', 'read_rules', 'openness', 'competitive_surplus', 'arm_chances', 'draw_arm',
+           'shader_slopes', 'credit_one_unit', 'credit_two_units', 'feedback', 'shows', 'estimate', 'update_arms',
+           'looks_back', 'best_action', 'q_update', 'average_in', 'untried', 'optimistic_action', 'regret_chances',
+           'update_regret', 'average_shown', 'best_answer', 'replicate', 'level_payoffs', 'level_arm', 'draw_by_rule',
+           'learn_by_rule', 'entry_probability', 'monitoring', 'detection', 'ring_resolve', 'flip_payoff',
+           'shill_detection', 'shill_range', 'shill_payoff', 'credit_tricks', 'Bidder', 'bidder_number', 'bidder_type',
+           'BidderError', 'PopulationError', 'source_function', 'add_bidder', 'bidder_code', 'Population',
+           'opening_memory']
 
 # %% ../../nbs/12_bidders.ipynb #imports
 import hashlib
 import math
 import pickle
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_serializer, model_validator
 from .auction import FIRST_PRICE, SECOND_PRICE, VCG, rival_bid
 from .._runtime import compiled, from_row, function_code, named
 from ..schema import FIELDS, Record, Share, generator, whole, whole_number
@@ -189,25 +195,256 @@ def feedback(
     return PRICE_ONLY if rules.reveal_clearing_price else NOTHING
 
 @compiled
+def shows(
+    arm, played, # an arm, and the one that was played
+    known,       # NOTHING, PRICE_ONLY or EVERYTHING
+    first,       # is it a first-price auction
+):
+    "Does a session show what the arm would have earned?"
+    if known == NOTHING: return arm == played
+    return known == EVERYTHING or not first or arm >= ARMS or arm >= played
+
+# %% ../../nbs/12_bidders.ipynb #hedge-update
+@compiled
+def estimate(
+    gain,          # what an arm would have earned
+    arm, played,   # which it is, and the one that was played
+    chance, below, # with what chance it was drawn; and it or a lower one
+    known, first,  # as in `shows`
+    tremble,       # implicit exploration
+):
+    "What a bidder credits an arm with: in full where it is sure to be shown, else weighted by the chance of that."
+    if known == NOTHING: return gain / (chance + tremble) if arm == played else 0.0
+    if known == PRICE_ONLY and first and arm < ARMS: return gain / (below + tremble) if arm >= played else 0.0
+    return gain
+
+@compiled
 def update_arms(
     log_weight, # float [MOVES]; updated
     payoff,     # float [MOVES]: payoff of each arm over the session
     chances,    # float [MOVES]: with what chance each arm was drawn
     played,     # the arm played
     arms,       # how many arms
-    known,      # NOTHING, PRICE_ONLY or EVERYTHING
-    first,      # is it a first-price auction
+    known, first, # as in `shows`
     behaviour,  # Behaviour
 ):
-    "Forget a little, then add each arm's payoff: in full where it is known, else weighted by the chance of having seen it."
+    "Forget a little, then add each arm's payoff, as far as it is known."
     below = 0.0
     for arm in range(arms):
         below += chances[arm]
-        gain = payoff[arm]
-        if known == NOTHING: gain = gain / (chances[arm] + behaviour.tremble) if arm == played else 0.0
-        elif known == PRICE_ONLY and first and arm < ARMS:
-            gain = gain / (below + behaviour.tremble) if arm >= played else 0.0
+        gain = estimate(payoff[arm], arm, played, chances[arm], below, known, first, behaviour.tremble)
         log_weight[arm] = behaviour.memory * log_weight[arm] + behaviour.precision * gain
+
+# %% ../../nbs/12_bidders.ipynb #learning-rules
+LEARNING_RULES = ("hedge", "exp3", "ucb", "q_learning", "regret_matching", "fictitious_play", "evolution", "level_k")
+HEDGE, EXP3, UCB, Q_LEARNING, REGRET_MATCHING, FICTITIOUS_PLAY, EVOLUTION, LEVEL_K = range(8)
+HELD_OUT_RULES = ("ucb", "fictitious_play", "evolution")    # never trained on
+COUNTING_RULES = UCB, FICTITIOUS_PLAY                       # those that remember how often they saw an arm's payoff
+
+@compiled
+def looks_back(
+    rule, # HEDGE, ..., LEVEL_K
+):
+    "Does the rule ask what arms that were not played would have earned?"
+    return rule == HEDGE or rule == REGRET_MATCHING or rule == FICTITIOUS_PLAY
+
+# %% ../../nbs/12_bidders.ipynb #own-payoff
+RULE_BEHAVIOUR = BEHAVIOUR._replace(precision=0.05, memory=1.0, tremble=0.05, rate=0.2)   # of EXP3 and of Q-learning
+DISCOUNT, FIRST_ESTIMATE = 0.5, 4.0       # of Q-learning, and its first estimates: twice the competitive surplus for ever
+WIDTH = 0.5                     # weight of UCB's bound
+
+@compiled
+def best_action(
+    worth, # float [actions]
+):
+    "The action thought to be worth most; of equals, the lowest."
+    best = 0
+    for action in range(1, worth.size):
+        if worth[action] > worth[best]: best = action
+    return best
+
+@compiled
+def q_update(
+    worth,    # float [states, actions]: the player's estimates; updated
+    state,    # what it saw before
+    action,   # what it did
+    payoff,   # what that earned
+    future,   # the worth of the best action now, before updating
+    rate,     # the part of the error that is corrected
+    discount, # of the future
+):
+    "Correct the estimate of one action by a part of its error."
+    worth[state, action] += rate * (payoff + discount * future - worth[state, action])
+
+@compiled
+def average_in(
+    mean, count, # float [actions]: of the payoffs of each action, and how many there were; updated
+    action,      # what was done
+    payoff,      # what it earned
+):
+    "Count one more payoff of an action and move its mean."
+    count[action] += 1
+    mean[action] += (payoff - mean[action]) / count[action]
+
+# %% ../../nbs/12_bidders.ipynb #optimistic-action
+@compiled
+def untried(
+    count, # float [actions]
+    u,     # uniform in (0, 1)
+):
+    "An action that was never tried, the next one from a place drawn by `u`; -1 where there is none."
+    k = count.size
+    for at in range(k):
+        action = (int(u * k) + at) % k
+        if count[action] == 0: return action
+    return -1
+
+@compiled
+def optimistic_action(
+    mean, count, # float [actions]
+    u,           # uniform in (0, 1)
+):
+    "UCB's choice: an action not tried yet, or the one with the highest mean plus bound."
+    new, total, best, most = untried(count, u), 0.0, 0, -np.inf
+    if new >= 0: return new
+    for action in range(mean.size): total += count[action]
+    for action in range(mean.size):
+        bound = mean[action] + WIDTH * np.sqrt(2 * np.log(total) / count[action])
+        if bound > most: best, most = action, bound
+    return best
+
+# %% ../../nbs/12_bidders.ipynb #regret-matching
+@compiled
+def regret_chances(
+    chances, # float [>= arms]; overwritten
+    regret,  # float [>= arms]
+    arms,    # how many arms the bidder has
+    tremble, # share of random tries
+):
+    "Regret matching: the chance of each arm is its share of all regret, with a tremble."
+    total = 0.0
+    for arm in range(arms): total += max(0.0, regret[arm])
+    for arm in range(arms):
+        share = max(0.0, regret[arm]) / total if total > 0 else 1 / arms
+        chances[arm] = (1 - tremble) * share + tremble / arms
+
+@compiled
+def update_regret(
+    regret, # float [MOVES]; updated
+    payoff, chances, played, arms, known, first, behaviour, # as in `update_arms`
+):
+    "Forget a little, then add what each arm would have earned more than the one that was played."
+    below = 0.0
+    for arm in range(arms):
+        below += chances[arm]
+        gain = estimate(payoff[arm], arm, played, chances[arm], below, known, first, behaviour.tremble)
+        regret[arm] = behaviour.memory * regret[arm] + gain - payoff[played]
+
+# %% ../../nbs/12_bidders.ipynb #fictitious-play
+@compiled
+def average_shown(
+    mean, count, # float [MOVES]: of the payoffs that were shown, and their weight; updated
+    payoff, played, arms, known, first, behaviour, # as in `update_arms`
+):
+    "Forget a little, then average in what the session showed."
+    for arm in range(arms):
+        count[arm] *= behaviour.memory
+        if shows(arm, played, known, first): average_in(mean, count, arm, payoff[arm])
+
+@compiled
+def best_answer(
+    mean, count, # as in `average_shown`
+    arms,        # how many arms the bidder has
+    u,           # uniform in (0, 1)
+):
+    "An arm of which nothing is known, or the best answer to what was shown; of equal shading factors, the highest."
+    best = untried(count[:arms], u)
+    if best >= 0: return best
+    best = 0
+    for arm in range(1, arms):
+        if mean[arm] > mean[best] or (arm < ARMS and mean[arm] == mean[best]): best = arm
+    return best
+
+# %% ../../nbs/12_bidders.ipynb #evolution
+SELECTION, MUTATION = 1.0, 0.02   # log-share gained per unit of payoff between episodes, and share of random actions
+IMITATION = 0.3                   # the same between the sessions of a market
+
+@compiled
+def replicate(
+    shares,    # float [actions], adding up to 1; updated
+    fitness,   # float [actions]: what each action earned
+    selection, # log-share gained per unit of it
+):
+    "Shares grow with payoffs (Taylor and Jonker, 1978), and a few mutate."
+    most, total = fitness[0], 0.0
+    for action in range(1, shares.size): most = max(most, fitness[action])
+    for action in range(shares.size):
+        shares[action] *= np.exp(selection * (fitness[action] - most))
+        total += shares[action]
+    for action in range(shares.size): shares[action] = (1 - MUTATION) * shares[action] / total + MUTATION / shares.size
+
+# %% ../../nbs/12_bidders.ipynb #level-k
+LEVELS = 1, 2
+
+def level_payoffs(
+    rival,     # by which factor everybody else multiplies its value
+    n, items,  # bidders and units in a lot
+    low, high, # range of values
+) -> np.ndarray: # float [ARMS]
+    "What each arm expects to earn in a first-price auction of single units, without reserve, per lot."
+    values = low + (high - low) * (np.arange(400) + 0.5) / 400
+    bids = np.array([shade(arm) for arm in range(ARMS)])[:, None] * values
+    below = np.clip((bids / rival - low) / (high - low), 0, 1)   # the chance that one rival bids less
+    wins = sum(math.comb(n - 1, above) * (1 - below) ** above * below ** (n - 1 - above) for above in range(min(items, n)))
+    return ((values - bids) * wins).mean(1)
+
+def level_arm(
+    level: int, # from 0
+    n, items, low, high, # as in `level_payoffs`
+) -> int:
+    "The arm of a bidder of some level in a first-price auction."
+    arm = ARMS - 1
+    for _ in range(level): arm = int(level_payoffs(shade(arm), n, items, low, high).argmax())
+    return arm
+
+# %% ../../nbs/12_bidders.ipynb #draw-by-rule
+@compiled
+def draw_by_rule(
+    rule,          # EXP3, ..., LEVEL_K
+    memory, tries, # float [n, MOVES]: what bidders know of their arms, and how often they saw it
+    i,             # which bidder
+    chances,       # float [MOVES]; overwritten where the rule gives chances
+    arms, first,   # how many arms it has; is it a first-price auction
+    behaviour,     # Behaviour
+    u,             # uniform in (0, 1)
+):
+    "The arm that a bidder plays in a session."
+    if rule == EXP3: arm_chances(chances, memory[i], arms, RULE_BEHAVIOUR.tremble)
+    elif rule == REGRET_MATCHING: regret_chances(chances, memory[i], arms, behaviour.tremble)
+    if rule == EXP3 or rule == REGRET_MATCHING: return draw_arm(chances, arms, u)
+    if rule == EVOLUTION: return draw_arm(memory[i], arms, u)
+    if rule == UCB: return optimistic_action(memory[i, :arms], tries[i, :arms], u)
+    if rule == LEVEL_K:
+        arm = best_action(memory[i, :arms])
+        return arm if first or arm >= ARMS else ARMS - 1
+    tremble = RULE_BEHAVIOUR.tremble if rule == Q_LEARNING else behaviour.tremble
+    if u < tremble: return int(u / tremble * arms)
+    if rule == Q_LEARNING: return best_action(memory[i, :arms])
+    return best_answer(memory[i], tries[i], arms, (u - tremble) / (1 - tremble))
+
+@compiled
+def learn_by_rule(
+    rule, memory, tries, i, # as in `draw_by_rule`; what the bidder knows is updated
+    payoff,                 # float [MOVES]: of each arm if the rule looks back, else of the one played, in competitive surplus
+    chances, played, arms, known, first, behaviour, # as in `update_arms`
+):
+    "Learn from a session, by any rule but Hedge and evolution."
+    if rule == EXP3: update_arms(memory[i], payoff, chances, played, arms, NOTHING, False, RULE_BEHAVIOUR)
+    elif rule == UCB: average_in(memory[i], tries[i], played, payoff[played])
+    elif rule == Q_LEARNING:
+        q_update(memory, i, played, payoff[played], memory[i, best_action(memory[i, :arms])], RULE_BEHAVIOUR.rate, DISCOUNT)
+    elif rule == REGRET_MATCHING: update_regret(memory[i], payoff, chances, played, arms, known, first, behaviour)
+    elif rule == FICTITIOUS_PLAY: average_shown(memory[i], tries[i], payoff, played, arms, known, first, behaviour)
 
 # %% ../../nbs/12_bidders.ipynb #entry
 @compiled
@@ -390,13 +627,16 @@ def bidder_code(
     return f"{function_code(BIDDERS[name].function)} {BIDDERS[name].memory}"
 
 # %% ../../nbs/12_bidders.ipynb #traits
-TRAITS = ("bidders", "n_items", "value_low", "value_high", "second_unit", "return_rate")
+TRAITS = ("bidders", "n_items", "value_low", "value_high", "second_unit", "return_rate", "learning", "practice")
 TRAIT = named("Traits", TRAITS, __name__)(*range(len(TRAITS)))   # the place of each, by name
 
 # %% ../../nbs/12_bidders.ipynb #population
-MAX_BIDDERS, MAX_UNITS = 64, 8
+MAX_BIDDERS, MAX_UNITS, MAX_PRACTICE = 64, 8, 10_000
 Count = Annotated[int, whole(0, MAX_BIDDERS)]
 Units = Annotated[int, whole(1, MAX_UNITS)]
+LATER = "learning", "practice"   # fields that are written only where they differ from their default
+LearningRule = Literal[LEARNING_RULES]
+Practice = Annotated[int, whole(0, MAX_PRACTICE)]
 
 def _revive(
     fields: dict,  # of a population
@@ -423,6 +663,8 @@ class Population(Record):
     value_high: Share = Field(1.0, description="highest value of a first unit")
     second_unit: Share = Field(0.7, description="worth of a second unit relative to the first; 0: unit demand")
     return_rate: Share = Field(0.15, description="chance that a unit turns out to be worthless to its buyer")
+    learning: LearningRule = Field("hedge", description="rule by which strategic bidders learn")
+    practice: Practice = Field(0, description="sessions under the default mechanism before an episode's own warm-up")
 
     @model_validator(mode="before")
     @classmethod
@@ -457,6 +699,12 @@ class Population(Record):
         if self.value_low >= self.value_high:
             raise ValueError(f"value_low must be below value_high ({self.value_high}), not {self.value_low}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write):
+        "As plain values, without the `LATER` fields that are at their default."
+        return {name: value for name, value in write(self).items()
+                if name not in LATER or value != type(self).model_fields[name].default}
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -493,7 +741,8 @@ class Population(Record):
 
     def traits(self) -> np.ndarray:
         "What compiled code reads of the market, float64 [traits], in the order of TRAIT."
-        return np.array([getattr(self, name) for name in TRAIT._fields], np.float64)
+        numbers = dict(self) | {"bidders": self.bidders, "learning": LEARNING_RULES.index(self.learning)}
+        return np.array([numbers[name] for name in TRAITS], np.float64)
 
     @classmethod
     def stage(cls,
@@ -517,4 +766,23 @@ class Population(Record):
     def __str__(self):
         counts = dict(zip(KINDS, self.counts)) | self.registered
         who = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        return who if self.n_items == 1 else f"{who}; {self.n_items} units"
+        parts = [who] + [f"{self.n_items} units"] * (self.n_items > 1)
+        parts += [self.learning.replace("_", " ")] * (self.learning != "hedge")
+        return "; ".join(parts + [f"{self.practice} sessions of practice"] * (self.practice > 0))
+
+# %% ../../nbs/12_bidders.ipynb #opening-memory
+def opening_memory(
+    population: Population,
+) -> np.ndarray: # float [bidders, MOVES]
+    "What bidders know of their arms before their first session."
+    kinds, memory = population.kinds(), np.zeros((population.bidders, MOVES))
+    if population.learning == "q_learning": memory[:] = FIRST_ESTIMATE
+    elif population.learning == "evolution":
+        for row, kind in zip(memory, kinds):
+            arms = MOVES if kind == EXPLOITER else ARMS
+            row[:arms] = 1 / arms
+    elif population.learning == "level_k":
+        market = population.bidders, population.n_items, population.value_low, population.value_high
+        played = [level_arm(level, *market) for level in LEVELS]
+        for at, i in enumerate(np.flatnonzero(kinds != TRUTHFUL)): memory[i, played[at % len(LEVELS)]] = 1.0
+    return memory

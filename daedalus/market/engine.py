@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'Score', 'Signal', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'COLUMN',
-           'OUTLOOK', 'PRICE', 'TRUST', 'GAIN', 'SEEN', 'REVENUE', 'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS',
-           'BID_SUM', 'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM', 'BID_COUNT_SQUARES', 'BEST', 'ENTRIES', 'TIE_BREAK', 'KEEP',
-           'BID', 'OUT', 'ACTS', 'CERTAIN', 'RESERVE', 'STEEPEST', 'LEAST', 'COMPONENTS', 'CHUNK', 'MarketState',
-           'new_market', 'Market', 'read_market', 'Accounts', 'open_accounts', 'Registered', 'refuse_faults', 'at_work',
-           'Floor', 'make_floor', 'enter_floor', 'enter', 'line_slopes', 'choose', 'prepare_tricks', 'follow_lines',
-           'ring_meets', 'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'write_bids', 'clear_as', 'allocate_lot',
-           'price_of', 'charge_losers', 'unit_value', 'sell_again', 'Session', 'blank_session', 'wipe', 'write_down',
-           'record_sale', 'record_return', 'record_lot', 'record_bidders', 'trade', 'pay_shill', 'best_welfare',
-           'ring_saving', 'look_back', 'known_of', 'gain_of', 'shill_gain', 'look_again', 'pay_shills', 'credit_lot',
-           'trade_session', 'audit', 'learn_arms', 'learn_beliefs', 'participation', 'mean_shading', 'pairs_together',
-           'write_scores', 'session', 'acts_in', 'play_market', 'play', 'View', 'sort_down', 'lot_price', 'write_seen',
-           'play_seen', 'look', 'call_bidder', 'ask_registered', 'play_registered', 'Agents', 'by_format', 'advance',
-           'Outcomes', 'components_of', 'scored_by', 'outcomes_of', 'step', 'open_market', 'briefs_of', 'wanted_by',
-           'judged_by', 'simulate', 'simulate_components']
+           'OUTLOOK', 'PRICE', 'TRUST', 'GAIN', 'SEEN', 'FIRST_TRAITS', 'TRAIT_DEFAULTS', 'REVENUE', 'PRICE_SUM',
+           'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM', 'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM',
+           'BID_COUNT_SQUARES', 'BEST', 'ENTRIES', 'TIE_BREAK', 'KEEP', 'BID', 'OUT', 'ACTS', 'CERTAIN', 'RESERVE',
+           'STEEPEST', 'LEAST', 'COMPONENTS', 'CHUNK', 'no_tries', 'MarketState', 'new_market', 'Market', 'read_market',
+           'Accounts', 'open_accounts', 'Registered', 'refuse_faults', 'at_work', 'Floor', 'make_floor', 'enter_floor',
+           'enter', 'line_slopes', 'draw_arms', 'choose', 'prepare_tricks', 'follow_lines', 'ring_meets',
+           'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'write_bids', 'clear_as', 'allocate_lot', 'price_of',
+           'charge_losers', 'unit_value', 'sell_again', 'Session', 'blank_session', 'wipe', 'write_down', 'record_sale',
+           'record_return', 'record_lot', 'record_bidders', 'trade', 'pay_shill', 'best_welfare', 'ring_saving',
+           'look_back', 'known_of', 'gain_of', 'shill_gain', 'look_again', 'pay_shills', 'credit_lot', 'trade_session',
+           'audit', 'imitate', 'learn_otherwise', 'learn_arms', 'learn_beliefs', 'participation', 'mean_shading',
+           'pairs_together', 'write_scores', 'session', 'acts_in', 'play_market', 'play', 'View', 'sort_down',
+           'lot_price', 'write_seen', 'play_seen', 'look', 'call_bidder', 'ask_registered', 'play_registered', 'Agents',
+           'by_format', 'advance', 'Outcomes', 'components_of', 'scored_by', 'outcomes_of', 'step', 'practise',
+           'open_market', 'briefs_of', 'wanted_by', 'judged_by', 'simulate', 'simulate_components']
 
 # %% ../../nbs/15_engine.ipynb #imports
 import math
@@ -35,10 +36,11 @@ from daedalus.market.auction import (
     FIRST_PRICE, FORMATS, Format, clear_at, count_bids, format_of, insert_bid, insert_of_three, refuse_fault, rival_bid,
     unit_price)
 from .bidders import (
-    ALLOW, ARMS, BEHAVIOUR, BIDDERS, COLLUDER, CONFIRMED, DROPOUT, EVERYTHING, EXPLOITER, FLIP, MOVES, NOTHING, PRICE_ONLY,
-    REGISTERED_FROM, RESTRICT, SHILL, SUSPECTED, TRAIT, TRUTHFUL, Behaviour, Bidder, BidderError, Population,
-    arm_chances, bidder_number, bidder_type, competitive_surplus, credit_one_unit, credit_tricks, credit_two_units,
-    detection, draw_arm, entry_probability, feedback, flip_payoff, read_rules, ring_resolve, shade, shader_slopes,
+    ALLOW, ARMS, BEHAVIOUR, BIDDERS, COLLUDER, CONFIRMED, COUNTING_RULES, DROPOUT, EVERYTHING, EVOLUTION, EXPLOITER, FLIP,
+    HEDGE, IMITATION, LEVEL_K, MOVES, NOTHING, PRICE_ONLY, REGISTERED_FROM, RESTRICT, SHILL, SUSPECTED, TRAIT, TRAITS,
+    TRUTHFUL, Behaviour, Bidder, BidderError, Population, arm_chances, bidder_number, bidder_type, competitive_surplus,
+    credit_one_unit, credit_tricks, credit_two_units, detection, draw_arm, draw_by_rule, entry_probability, feedback,
+    flip_payoff, learn_by_rule, looks_back, opening_memory, read_rules, replicate, ring_resolve, shade, shader_slopes,
     shill_detection, shill_range, source_function, update_arms)
 from .noise import fill_uniforms
 from .._runtime import check_compiled, compiled, in_threads, named, shares, use_threads
@@ -70,16 +72,29 @@ SEEN = named("Seen", ("value", "bid", "second_bid", "won", "paid", "net", "price
              __name__)(*range(10))   # columns of `seen`: six that are a seat's own, and four of what the rules showed
 
 
+FIRST_TRAITS = TRAITS.index("return_rate") + 1          # those that every state has ever had
+TRAIT_DEFAULTS = Population(truthful=1).traits()
+
+
+def no_tries(
+    kind: np.ndarray,   # int [batch, n]
+    traits: np.ndarray, # float [batch, traits]
+) -> np.ndarray:        # float [batch, n, MOVES]; [batch, 0, MOVES] where no rule counts
+    "Counts of nothing."
+    return np.zeros((len(kind), kind.shape[1] if np.isin(traits[:, TRAIT.learning], COUNTING_RULES).any() else 0, MOVES))
+
+
 class MarketState(NamedTuple):
     "Everything a batch of markets remembers from one session to the next; `advance` changes it in place."
     key: np.ndarray         # uint64 [batch, 2]: seed and episode
     kind: np.ndarray        # int64 [batch, n]: type of each bidder, -1 for an empty seat
     traits: np.ndarray      # float64 [batch, traits]: numbers of the population, by name of TRAIT
     round: np.ndarray       # int64 [batch]: sessions played
-    log_weight: np.ndarray  # float64 [batch, n, MOVES]: what each bidder has learned of its arms
+    log_weight: np.ndarray  # float64 [batch, n, MOVES]: what each bidder has learned of its arms, by rule: see `learn_by_rule`
     belief: np.ndarray      # float64 [batch, 4]: entry outlook, remembered price, ring trust, ring gain
     memory: np.ndarray      # float64 [batch, n, numbers]: what each registered bidder keeps; of size 0 without one
     seen: np.ndarray        # float64 [batch, LOTS, n, seen]: the last session, by name of SEEN; of size 0 likewise
+    tries: np.ndarray       # float64 [batch, n, MOVES]: how often each saw an arm's payoff; [batch, 0, MOVES] where no rule counts
 
     def copy(self) -> "MarketState":
         "An independent copy."
@@ -99,7 +114,10 @@ class MarketState(NamedTuple):
 
     def to_dict(self) -> dict:
         "The state as plain lists, exact to the bit, for JSON or a data set's column; what is NaN is None."
-        saved = {name: array.tolist() for name, array in self._asdict().items() if name not in ("memory", "seen")}
+        saved = {name: array.tolist() for name, array in self._asdict().items() if name not in ("memory", "seen", "tries")}
+        if (self.traits[:, FIRST_TRAITS:] == TRAIT_DEFAULTS[FIRST_TRAITS:]).all():
+            saved["traits"] = self.traits[:, :FIRST_TRAITS].tolist()
+        if self.tries.any(): saved["tries"] = self.tries.tolist()
         if not self.seen.size: return saved
         seen = self.seen.astype(object)
         seen[np.isnan(self.seen)] = None
@@ -114,7 +132,10 @@ class MarketState(NamedTuple):
         for name in state.get("registered", ()): bidder_type(bidder_number(name))
         arrays = {name: np.array(values, types.get(name, np.float64)) for name, values in state.items() if name != "registered"}
         memory = arrays["memory"].reshape(*shape, -1) if arrays.get("memory", np.zeros(0)).size else np.zeros((*shape, 0))
-        return cls(**arrays | {"memory": memory, "seen": arrays.get("seen", np.zeros((shape[0], LOTS, 0, len(SEEN))))})
+        traits = np.tile(TRAIT_DEFAULTS, (shape[0], 1))
+        traits[:, :arrays["traits"].shape[-1]] = arrays["traits"]
+        empty = {"tries": no_tries(arrays["kind"], traits), "seen": np.zeros((shape[0], LOTS, 0, len(SEEN)))}
+        return cls(**empty | arrays | {"memory": memory, "traits": traits})
 
 
 def _registered(
@@ -208,11 +229,14 @@ def new_market(
     kind, traits = kind[places], traits[places]
     middle = traits[:, [TRAIT.value_low, TRAIT.value_high]].mean(1)
     belief = np.stack([np.ones(batch), middle, np.zeros(batch), np.zeros(batch)], 1)
+    learned = np.zeros((len(different), kind.shape[1], MOVES))
+    for row, p in zip(learned, different):
+        if p.learning != "hedge": row[:p.bidders] = opening_memory(p)
     names = {name for p in different for name in p.registered}
     memory = np.zeros((*kind.shape, max((BIDDERS[name].memory for name in names), default=0)))
     seen = np.full((batch, LOTS, kind.shape[1] if names else 0, len(SEEN)), np.nan)
-    return MarketState(_keys(seeds, batch), kind, traits, np.zeros(batch, np.int64),
-                       np.zeros((*kind.shape, MOVES)), belief, memory, seen)
+    return MarketState(_keys(seeds, batch), kind, traits, np.zeros(batch, np.int64), learned[places], belief, memory, seen,
+                       no_tries(kind, traits))
 
 # %% ../../nbs/15_engine.ipynb #market
 class Market(NamedTuple):
@@ -228,6 +252,7 @@ class Market(NamedTuple):
     return_rate: float      # chance that a unit turns out to be worthless to its buyer
     members: int            # of the ring
     learners: int           # bidders that are not truthful
+    learning: int           # rule by which they learn
     stake: float            # competitive surplus of a bidder in a session: the unit of fines
     withdrawal_fine: float  # what handing a unit back costs
 
@@ -246,7 +271,7 @@ def read_market(
         learners += kind[i] != TRUTHFUL
     surplus, second_unit = competitive_surplus(low, high, n), traits[TRAIT.second_unit] if items > 1 else 0.0
     return Market(key[0], key[1], now, n, items, low, high, second_unit, traits[TRAIT.return_rate],
-                  members, learners, LOTS * surplus, rules.withdrawal_penalty * n * surplus)
+                  members, learners, int(traits[TRAIT.learning]), LOTS * surplus, rules.withdrawal_penalty * n * surplus)
 
 # %% ../../nbs/15_engine.ipynb #accounts
 class Accounts(NamedTuple):
@@ -323,6 +348,7 @@ class Floor(NamedTuple):
     who: np.ndarray         # int [units + 3]: their bidders
     best: np.ndarray        # float [units]: the lot's highest values, or bids from outside the ring
     best_who: np.ndarray    # int [units]
+    tries: np.ndarray       # float [n, MOVES]: a row of the state; [0, MOVES] where no rule counts
     return_draws: np.ndarray        # float [LOTS * units + 8]: whether a unit disappoints
     offers: np.ndarray      # float [LOTS * units + 8]: resale offers
     registered: Registered | None  # the format at work, where it is not built in
@@ -340,7 +366,7 @@ def make_floor(
         state.kind[0], state.log_weight[0], state.belief[0], np.zeros(n + 8), *lines,
         accounts.net[0], accounts.surplus[0], *wholes,
         np.zeros((n, MOVES)), np.zeros((n, MOVES)), accounts.history[0], np.zeros(ENTRIES), np.zeros(items + 3),
-        np.zeros(items + 3, np.int64), np.zeros(items), np.zeros(items, np.int64), np.zeros(LOTS * items + 8),
+        np.zeros(items + 3, np.int64), np.zeros(items), np.zeros(items, np.int64), state.tries[0], np.zeros(LOTS * items + 8),
         np.zeros(LOTS * items + 8), None if kind is None else at_work(kind, n)])
 
 
@@ -356,7 +382,7 @@ def enter_floor(
                  floor.slope, floor.slope2, floor.start, accounts.net[b], accounts.surplus[b], floor.arm, floor.present,
                  floor.active, floor.valid, floor.chances, floor.credit, accounts.history[b], floor.tally,
                  floor.top[:listed], floor.who[:listed], floor.best[:items], floor.best_who[:items],
-                 floor.return_draws, floor.offers, floor.registered)
+                 state.tries[b], floor.return_draws, floor.offers, floor.registered)
 
 # %% ../../nbs/15_engine.ipynb #enter
 @compiled
@@ -384,19 +410,33 @@ def line_slopes(
 
 # %% ../../nbs/15_engine.ipynb #choose
 @compiled
+def draw_arms(
+    market, rules, behaviour, floor,
+):
+    "Every strategic bidder that is there draws its arm."
+    fill_uniforms(floor.value, market.n, market.key0, market.key1, market.now, CHOICE, 0)
+    first, rule = rules.auction_type == FIRST_PRICE, market.learning
+    for i in range(market.n):
+        if floor.kind[i] == TRUTHFUL or (rule != HEDGE and not floor.present[i]): continue
+        arms = MOVES if floor.kind[i] == EXPLOITER else ARMS
+        if rule != HEDGE:
+            floor.arm[i] = draw_by_rule(rule, floor.log_weight, floor.tries, i, floor.chances[i], arms, first, behaviour,
+                                        floor.value[i])
+            continue
+        arm_chances(floor.chances[i], floor.log_weight[i], arms, behaviour.tremble)
+        if floor.present[i]: floor.arm[i] = draw_arm(floor.chances[i], arms, floor.value[i])
+
+
+@compiled
 def choose(
     market, rules, behaviour, floor,
 ):
     "Step 2: each strategic bidder draws an arm, and with it the line of its bids."
     if market.learners == 0: return
-    fill_uniforms(floor.value, market.n, market.key0, market.key1, market.now, CHOICE, 0)
+    draw_arms(market, rules, behaviour, floor)
     for i in range(market.n):
-        if floor.kind[i] == TRUTHFUL: continue
-        arms = MOVES if floor.kind[i] == EXPLOITER else ARMS
-        arm_chances(floor.chances[i], floor.log_weight[i], arms, behaviour.tremble)
-        if not floor.present[i]: continue
-        arm = draw_arm(floor.chances[i], arms, floor.value[i])
-        floor.arm[i] = arm
+        if floor.kind[i] == TRUTHFUL or not floor.present[i]: continue
+        arm = floor.arm[i]
         if arm < ARMS: floor.slope[i], floor.slope2[i] = line_slopes(floor.registered, arm, rules, market)
         elif arm == FLIP: floor.slope[i], floor.slope2[i], floor.start[i] = TIE_BREAK, 0.0, market.high
         else:
@@ -410,7 +450,7 @@ TIE_BREAK = 1e-9   # between bids that would tie, the higher value wins by this 
 # %% ../../nbs/15_engine.ipynb #acts
 KEEP, BID, OUT = range(3)   # what a seat does: as its type would, bid a line, nothing; FLIP and SHILL are tricks
 ACTS = KEEP, BID, OUT, FLIP, SHILL
-CERTAIN = 1e6   # log-weight of a trick that is always drawn, but for the tremble of every learner
+CERTAIN = 1e6   # memory of a trick that any rule draws, but for the tremble of a learner
 
 
 @compiled
@@ -425,6 +465,7 @@ def prepare_tricks(
         if trick < ARMS: continue
         floor.log_weight[i] = 0.0
         floor.log_weight[i, trick] = CERTAIN
+        if floor.tries.shape[0] > 0: floor.tries[i] = 1.0
 
 
 @compiled
@@ -946,7 +987,7 @@ def trade_session(
         if market.learners == 0: continue
         pay_shills(floor.registered, market, rules, behaviour, floor)
         if leader >= 0: floor.tally[RING_GAIN] += ring_saving(market, rules, leader, second, floor)
-        credit_lot(floor.registered, market, rules, behaviour, meets, leader, floor)
+        if looks_back(market.learning): credit_lot(floor.registered, market, rules, behaviour, meets, leader, floor)
     record_bidders(floor, record)
     return min(1.0, welfare)
 
@@ -972,10 +1013,51 @@ def audit(
 
 # %% ../../nbs/15_engine.ipynb #learn
 @compiled
+def imitate(
+    market, rules, floor,
+):
+    "Step 6 where bidders evolve: shares grow with what all earned where bids are shown, else with what one earned oneself."
+    fitness, played = floor.credit[0], floor.chances[0]   # free: such bidders credit no arm, and draw by their shares
+    played[:], total, here, shown = 0.0, 0.0, 0, feedback(rules) == EVERYTHING
+    for i in range(market.n):
+        if not floor.present[i]: continue
+        payoff, arm = floor.net[i] / market.stake, floor.arm[i]
+        fitness[arm], played[arm], total, here = fitness[arm] + payoff, played[arm] + 1, total + payoff, here + 1
+    for arm in range(MOVES):
+        if here > 0: fitness[arm] = fitness[arm] / played[arm] if played[arm] > 0 else total / here
+    for i in range(market.n):
+        if floor.kind[i] == TRUTHFUL or here == 0 or not (shown or floor.present[i]): continue
+        arms = MOVES if floor.kind[i] == EXPLOITER else ARMS
+        if not shown: fitness[:], fitness[floor.arm[i]] = 1.0, floor.net[i] / market.stake
+        replicate(floor.log_weight[i, :arms], fitness[:arms], IMITATION)
+    fitness[:] = 0.0
+
+
+@compiled
+def learn_otherwise(
+    market, rules, behaviour, floor,
+):
+    "Step 6 of bidders that do not learn by Hedge; those that were absent learn nothing."
+    first, known, rule = rules.auction_type == FIRST_PRICE, known_of(floor.registered, rules), market.learning
+    for i in range(market.n):
+        if floor.kind[i] == TRUTHFUL: continue
+        arm, arms = floor.arm[i], MOVES if floor.kind[i] == EXPLOITER else ARMS
+        floor.credit[i, SHILL] -= market.stake * rules.shill_penalty * shill_detection(rules, behaviour)
+        if not looks_back(rule): floor.credit[i, arm] = floor.net[i] / market.stake
+        elif known == NOTHING and arm >= ARMS: floor.credit[i, arm] = floor.net[i]
+        if floor.present[i]: learn_by_rule(rule, floor.log_weight, floor.tries, i, floor.credit[i], floor.chances[i],
+                                           arm, arms, known, first, behaviour)
+        floor.credit[i] = 0.0
+
+
+@compiled
 def learn_arms(
     market, rules, behaviour, floor,
 ):
     "Step 6, bidders: forget a little, and add what the session showed of each arm."
+    if market.learning == EVOLUTION: imitate(market, rules, floor)
+    elif market.learning != HEDGE and market.learning != LEVEL_K: learn_otherwise(market, rules, behaviour, floor)
+    if market.learning != HEDGE: return
     first, known = rules.auction_type == FIRST_PRICE, known_of(floor.registered, rules)
     for i in range(market.n):
         if floor.kind[i] == TRUTHFUL: continue
@@ -1538,14 +1620,28 @@ def step(
     return outcomes_of(state, advance(state, mechanisms, ROUNDS, behaviour), objective)
 
 
+def practise(
+    state: MarketState, # changed in place
+    behaviour: Behaviour = BEHAVIOUR,
+) -> None:
+    "Play what populations have of practice, under the default mechanism."
+    for rounds in np.unique(state.traits[:, TRAIT.practice]):
+        rows = np.flatnonzero(state.traits[:, TRAIT.practice] == rounds)
+        if rounds == 0: continue
+        part = state.select(rows)
+        advance(part, DEFAULT_MECHANISM, int(rounds), behaviour)
+        for array, played in zip(state, part): array[rows] = played
+
+
 def open_market(
     populations: Population | Sequence[Population], # one for all, or one for each market
     seeds,              # as in `new_market`
     behaviour: Behaviour = BEHAVIOUR,
     objective: Objective | Sequence[Objective] = PUBLISHED_OBJECTIVE, # one for all, or one for each market
 ) -> tuple[MarketState, Outcomes]:
-    "Markets at the start of an episode, after WARM_UP rounds under the default mechanism, and how those went."
+    "Markets at the start of an episode, after their practice and WARM_UP rounds, and how the WARM_UP rounds went."
     state = new_market(populations, seeds)
+    practise(state, behaviour)
     return state, outcomes_of(state, advance(state, DEFAULT_MECHANISM, WARM_UP, behaviour), objective)
 
 # %% ../../nbs/15_engine.ipynb #briefs

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['DISCLOSURES', 'Game', 'profiles', 'auction_game', 'bid_grid', 'rival_game', 'disclose', 'Play', 'seeds_of',
-           'profile_of', 'other_profile', 'best_action', 'q_update', 'optimistic', 'indifferent', 'q_learning', 'exp3',
-           'ucb', 'follow']
+           'profile_of', 'other_profile', 'optimistic', 'indifferent', 'q_learning', 'exp3', 'ucb', 'follow']
 
 # %% ../../nbs/13_learners.ipynb #imports
 from collections.abc import Sequence
@@ -14,7 +13,8 @@ import math
 from typing import NamedTuple
 import numpy as np
 from .auction import clear
-from .bidders import BEHAVIOUR, EVERYTHING, NOTHING, arm_chances, draw_arm, update_arms
+from .bidders import (
+    BEHAVIOUR, EVERYTHING, NOTHING, arm_chances, average_in, best_action, draw_arm, q_update, update_arms)
 from .noise import fill_uniforms
 from .._runtime import compiled
 
@@ -165,16 +165,6 @@ def other_profile(
     "Where the profile stands in which `player` takes `action` and all others stay."
     return at + (action - acts[player]) * actions ** (acts.size - 1 - player)
 
-@compiled
-def best_action(
-    worth, # float [actions]
-):
-    "The action thought to be worth most; of equals, the lowest."
-    best = 0
-    for action in range(1, worth.size):
-        if worth[action] > worth[best]: best = action
-    return best
-
 # %% ../../nbs/13_learners.ipynb #count-round
 @compiled
 def _count_round(payoffs, revenue, case, at, acts, block, share, last, out_revenue, out_payoffs, out_played):
@@ -183,20 +173,6 @@ def _count_round(payoffs, revenue, case, at, acts, block, share, last, out_reven
     for i in range(acts.size):
         out_payoffs[block, i] += share * payoffs[case, i, at]
         if last: out_played[i, acts[i]] += share
-
-# %% ../../nbs/13_learners.ipynb #q-update
-@compiled
-def q_update(
-    worth,    # float [states, actions]: the player's estimates; updated
-    state,    # what it saw before
-    action,   # what it did
-    payoff,   # what that earned
-    future,   # the worth of the best action now, before updating
-    rate,     # the part of the error that is corrected
-    discount, # of the future
-):
-    "Correct the estimate of one action by a part of its error."
-    worth[state, action] += rate * (payoff + discount * future - worth[state, action])
 
 # %% ../../nbs/13_learners.ipynb #q-session
 @compiled
@@ -334,8 +310,7 @@ def _ucb_session(payoffs, revenue, mean, key0, key1, rounds, width,
                 acts[i] = best
         at = profile_of(acts, actions)
         for i in range(n):
-            count[i, acts[i]] += 1
-            mean[i, acts[i]] += (payoffs[case, i, at] - mean[i, acts[i]]) / count[i, acts[i]]
+            average_in(mean[i], count[i], acts[i], payoffs[case, i, at])
         block = t // length
         _count_round(payoffs, revenue, case, at, acts, block, 1 / length, block == out_revenue.size - 1,
                      out_revenue, out_payoffs, out_played)
