@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['KINDS', 'TRUTHFUL', 'SHADER', 'DROPOUT', 'COLLUDER', 'EXPLOITER', 'ALLOW', 'RESTRICT', 'SUSPECTED', 'CONFIRMED',
            'ARMS', 'FLIP', 'SHILL', 'MOVES', 'BEHAVIOUR', 'Rules', 'NOTHING', 'PRICE_ONLY', 'EVERYTHING',
-           'LEARNING_RULES', 'HEDGE', 'EXP3', 'UCB', 'Q_LEARNING', 'REGRET_MATCHING', 'FICTITIOUS_PLAY', 'EVOLUTION',
-           'LEVEL_K', 'HELD_OUT_RULES', 'COUNTING_RULES', 'RULE_BEHAVIOUR', 'DISCOUNT', 'FIRST_ESTIMATE', 'WIDTH',
-           'SELECTION', 'MUTATION', 'IMITATION', 'LEVELS', 'SHILL_FROM', 'SHILL_TO', 'REGISTERED_FROM', 'BIDDERS',
-           'TRAITS', 'TRAIT', 'MAX_BIDDERS', 'MAX_UNITS', 'MAX_PRACTICE', 'Count', 'Units', 'LATER', 'LearningRule',
+           'LearningRule', 'LEARNING_RULES', 'HEDGE', 'EXP3', 'UCB', 'Q_LEARNING', 'REGRET_MATCHING', 'FICTITIOUS_PLAY',
+           'EVOLUTION', 'LEVEL_K', 'HELD_OUT_RULES', 'COUNTING_RULES', 'RULE_BEHAVIOUR', 'DISCOUNT', 'FIRST_ESTIMATE',
+           'WIDTH', 'SELECTION', 'MUTATION', 'IMITATION', 'LEVELS', 'SHILL_FROM', 'SHILL_TO', 'REGISTERED_FROM',
+           'BIDDERS', 'TRAITS', 'TRAIT', 'MAX_BIDDERS', 'MAX_UNITS', 'MAX_PRACTICE', 'Count', 'Units', 'LATER',
            'Practice', 'shade', 'Behaviour', 'read_rules', 'openness', 'competitive_surplus', 'arm_chances', 'draw_arm',
            'shader_slopes', 'credit_one_unit', 'credit_two_units', 'feedback', 'shows', 'estimate', 'update_arms',
            'looks_back', 'best_action', 'q_update', 'average_in', 'untried', 'optimistic_action', 'regret_chances',
@@ -23,7 +23,7 @@ import hashlib
 import math
 import pickle
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 import numpy as np
 from pydantic import ConfigDict, Field, ValidationError, model_serializer, model_validator
 from .auction import FIRST_PRICE, SECOND_PRICE, VCG, rival_bid
@@ -236,7 +236,8 @@ def update_arms(
         log_weight[arm] = behaviour.memory * log_weight[arm] + behaviour.precision * gain
 
 # %% ../../nbs/12_bidders.ipynb #learning-rules
-LEARNING_RULES = ("hedge", "exp3", "ucb", "q_learning", "regret_matching", "fictitious_play", "evolution", "level_k")
+LearningRule = Literal["hedge", "exp3", "ucb", "q_learning", "regret_matching", "fictitious_play", "evolution", "level_k"]
+LEARNING_RULES = get_args(LearningRule)
 HEDGE, EXP3, UCB, Q_LEARNING, REGRET_MATCHING, FICTITIOUS_PLAY, EVOLUTION, LEVEL_K = range(8)
 HELD_OUT_RULES = ("ucb", "fictitious_play", "evolution")    # never trained on
 COUNTING_RULES = UCB, FICTITIOUS_PLAY                       # those that remember how often they saw an arm's payoff
@@ -635,7 +636,6 @@ MAX_BIDDERS, MAX_UNITS, MAX_PRACTICE = 64, 8, 10_000
 Count = Annotated[int, whole(0, MAX_BIDDERS)]
 Units = Annotated[int, whole(1, MAX_UNITS)]
 LATER = "learning", "practice"   # fields that are written only where they differ from their default
-LearningRule = Literal[LEARNING_RULES]
 Practice = Annotated[int, whole(0, MAX_PRACTICE)]
 
 def _revive(
@@ -784,5 +784,5 @@ def opening_memory(
     elif population.learning == "level_k":
         market = population.bidders, population.n_items, population.value_low, population.value_high
         played = [level_arm(level, *market) for level in LEVELS]
-        for at, i in enumerate(np.flatnonzero(kinds != TRUTHFUL)): memory[i, played[at % len(LEVELS)]] = 1.0
+        for at, i in enumerate(np.flatnonzero((kinds != TRUTHFUL) & (kinds < REGISTERED_FROM))): memory[i, played[at % len(LEVELS)]] = 1.0
     return memory
