@@ -22,6 +22,7 @@ from daedalus.training.policy import (
     load_policy,
     memory_needed,
 )
+from shared import recorded_loader
 
 PUBLISHED = PolicySettings(base_model="Qwen/Qwen2.5-1.5B-Instruct", lora_rank=16)
 EMBEDDED = PolicySettings(layers=1, width=32, heads=2)
@@ -270,22 +271,6 @@ def test_four_bits_without_bitsandbytes_are_refused(settings, monkeypatch):
 # Unsloth
 
 
-class FastLanguageModel:
-    """Writes down what it is asked, in the place of Unsloth's loader."""
-
-    calls = []
-
-    @classmethod
-    def from_pretrained(cls, **options):
-        cls.calls.append(options)
-        return "base", "tokenizer"
-
-    @classmethod
-    def get_peft_model(cls, model, **options):
-        cls.calls.append(options)
-        return "policy"
-
-
 @pytest.fixture
 def card(monkeypatch):
     """A machine that believes to have a graphics card."""
@@ -295,10 +280,10 @@ def card(monkeypatch):
 
 
 def test_unsloth_loads_where_it_is_installed_and_a_card_is_there(settings, folder, card, monkeypatch):
-    monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
-    FastLanguageModel.calls.clear()
+    loader = recorded_loader()   # which knows the real parameters
+    monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=loader))
     assert load_policy(settings.replace(quantisation="nf4"), 7) == ("policy", "tokenizer")
-    base, adapters = FastLanguageModel.calls
+    base, adapters = loader.calls
     assert (base["model_name"], base["load_in_4bit"], base["dtype"]) == (str(folder), True, torch.bfloat16)
     assert (adapters["r"], adapters["lora_alpha"], adapters["random_state"]) == (4, 8, 7)
     assert adapters["target_modules"] == list(TARGETS)
@@ -306,7 +291,7 @@ def test_unsloth_loads_where_it_is_installed_and_a_card_is_there(settings, folde
 
 def test_unsloth_is_not_asked_without_a_card(monkeypatch):
     monkeypatch.setattr(policy, "model_device", lambda: "cpu")
-    monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=FastLanguageModel))
+    monkeypatch.setitem(sys.modules, "unsloth", types.SimpleNamespace(FastLanguageModel=recorded_loader()))
     assert policy._unsloth() is None
 
 
