@@ -249,6 +249,16 @@ def test_no_page_of_the_arena_is_written_in_code():
                          .replace(arena_module.LIVE, ""))
 
 
+def test_the_pages_of_the_service_are_templates_and_escape_what_they_show():
+    pages = pytest.importorskip("daedalus.serving.pages")
+    assert not re.search(r"</?(div|table|td|th|p|h1|h2|figure|img|style)\b", Path(pages.__file__).read_text(encoding="utf-8"))
+    call = {"description": "<b>", "responses": {"200": {"description": "x & y"}},
+            "parameters": [{"name": "n", "schema": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]}}]}
+    text = pages.description({"info": {"title": "T"}, "paths": {"/n": {"get": call}}})
+    assert "<h3><code>GET /n</code></h3><p>&lt;b&gt;</p>" in text and "<li>200: x &amp; y</ul>" in text
+    assert "<th><code>n</code><td>whole number from 1 or null<td></tr>" in text
+
+
 def test_types_differ_in_shape_and_letter_and_not_only_in_colour():
     page = Reader(played(10, length=10)._repr_html_())
     style = next(text for at, text in page.text.items() if page.found[at][0] == "style")
