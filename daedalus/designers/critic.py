@@ -139,5 +139,5 @@ class Critic(NamedTuple):
 
         Raises ValueError unless both have a row for each of at least two examples, ModuleNotFoundError without PyTorch.
         """
-        center, scale, level, *examples = _standardised(inputs, rewards)
-        return cls(center, scale, level, *_fit_networks(*examples, seed))
+        center, scale, level, x, targets, tried = _standardised(inputs, rewards)
+        return cls(center, scale, level, *_fit_networks(x, targets, tried, seed))
