@@ -317,3 +317,88 @@ def test_the_bank_of_a_suite_has_something_for_every_kind_of_brief():
     for kind in range(10):
         for seed in range(5):
             assert stages.allowed(Brief.random(seed, kind)).sum() >= 1
+
+
+# The service
+
+openenv = pytest.importorskip("daedalus.serving.openenv", reason="the service needs openenv")
+
+
+def act(mechanism):
+    """A mechanism as the service's clients send it."""
+    return openenv.DaedalusAction(**mechanism.model_dump())
+
+
+def test_a_client_says_what_is_rewarded_and_the_rubric_follows_to_the_bit():
+    env, market = openenv.DaedalusOpenEnv(), dd.DaedalusEnv(PEOPLE[1], brief=MILD)
+    asked = env.reset(seed=5, population=PEOPLE[1], brief=MILD)
+    assert asked.prompt == market.reset(5).prompt() and asked.prompt.startswith(f"brief: {MILD.text()}")
+    for mechanism in (dd.INFORMED_GREEDY, MILD.mended(dd.INFORMED_GREEDY)):
+        told, seen = env.step(act(mechanism)), market.step(mechanism)
+        assert told.reward == seen.reward == env.rubric.last_score and told.prompt == seen.prompt()
+        assert {*told.sessions[0]} == {*Objective.model_fields}
+    assert {name for name, _ in env.rubric.named_rubrics()} == {"revenue"}
+    sold = env.reset(seed=5, population=PEOPLE[1], objective={"stability": 0, "fairness": 2})
+    assert sold.metadata["objective"] == "welfare x fairness^2 x participation"
+    wanted = Objective(stability=0, fairness=2)
+    assert env.step(act(dd.INFORMED_GREEDY)).reward == dd.simulate(dd.INFORMED_GREEDY, PEOPLE[1], 5, 1, objective=wanted).reward[0, 0]
+    plain = env.reset(seed=5)
+    assert {*plain.metadata} == {"seed", "episode"} and {*env.step(act(dd.INFORMED_GREEDY)).sessions[0]} == {*openenv.SESSION_SCORES}
+    assert isinstance(env.rubric, openenv.ProductRubric)
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    ({"objective": {"profit": 1}}, "'profit' is not a field"), ({"objective": dict.fromkeys(Objective.model_fields, 0)}, "not all 0"),
+    ({"brief": {"at_most": {"reserve_price": 2}}}, "reserve_price must be a number from 0 to 0.9, not 2"),
+    ({"brief": {}, "objective": {"revenue": 1}}, "brief already says what is rewarded: leave out objective"),
+])
+def test_a_service_refuses_what_is_no_wish_in_a_sentence(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        openenv.DaedalusOpenEnv().reset(**wrong)
+
+
+def test_a_service_rewards_what_it_was_started_with_unless_a_client_says_otherwise():
+    from fastapi.testclient import TestClient
+
+    from daedalus.serving.serve import create_app
+
+    client = TestClient(create_app(page=False, load=lambda: dd.INFORMED_GREEDY, objective=SELLER))
+    rules, body = dd.INFORMED_GREEDY.model_dump(), {"session_id": "one", "seed": 5, "population": PEOPLE[1].model_dump()}
+    sold = dd.simulate(dd.INFORMED_GREEDY, PEOPLE[1], 5, 1, objective=SELLER).reward[0, 0]
+    published = dd.simulate(dd.INFORMED_GREEDY, PEOPLE[1], 5, 1).reward[0, 0]
+    for asked, reward in (({}, sold), ({"objective": Objective().model_dump()}, published)):
+        assert client.post("/reset", json=body | asked).status_code == 200
+        assert client.post("/step", json={"session_id": "one", "action": rules}).json()["reward"] == reward
+        entry = {"mechanism": rules, "population": PEOPLE[1].model_dump(), "seed": 5}
+        scores = client.post("/api/simulate", json={"entries": [entry], "steps": 1} | asked).json()["scores"]
+        assert scores["reward"] == [[reward]]
+    with client.websocket_connect("/ws") as line:
+        line.send_json({"type": "reset", "data": {"seed": 5, "population": PEOPLE[1].model_dump()}})
+        assert line.receive_json()["data"]["metadata"]["objective"] == "revenue"
+        line.send_json({"type": "step", "data": rules})
+        assert line.receive_json()["data"]["reward"] == sold
+
+
+def test_the_page_names_what_is_rewarded():
+    from daedalus.serving.arena import _about, open_arena, render
+
+    wanted = Objective.from_text("welfare x revenue^2")
+    plain, sold = (open_arena(PEOPLE[1], ["greedy"], objective=each).step({"greedy": dd.FixedDesigner(dd.INFORMED_GREEDY)})
+                   for each in (Objective(), wanted))
+    assert "mean over rounds of welfare x revenue^2" in render(sold) and "mean over rounds of W F P S" in render(plain)
+    assert sold.sides[0].mean_reward == dd.simulate(dd.INFORMED_GREEDY, PEOPLE[1], 0, 1, objective=wanted).reward[0, 0]
+    assert "R = W × F × P × S, each" in _about({}) and "R = welfare x revenue^2, each" in _about({}, wanted)
+    assert "<i>revenue</i>" in _about({}, wanted) and "<i>revenue</i>" not in _about({})
+
+
+@pytest.mark.parametrize("command", ["inference", "search", "serve"])
+def test_commands_tell_units_and_default_of_an_objective_and_refuse_what_is_none(command):
+    from typer.testing import CliRunner
+
+    from daedalus.cli import app
+
+    told = " ".join(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).output.split())
+    assert "--objective" in told and "each from 0 to 1, to powers from 0 to 3." in told
+    assert "[default: welfare x fairness x participation x stability]" in told
+    refused = CliRunner().invoke(app, [command, "--objective", "profit"])
+    assert refused.exit_code == 2 and "an objective is a product such as 'welfare x revenue^2'" in refused.output

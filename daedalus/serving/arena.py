@@ -29,7 +29,8 @@ from ..designers.base import FixedDesigner, Player, ask
 from ..env import SUITES, Episodes, open_episodes, outcome_of, play_step, suite
 from ..market.engine import LOTS, WARM_UP, Session, new_market
 from ..results import data_dir, repository
-from ..schema import DEFAULT_MECHANISM, FIELDS, LEVERS, Mechanism, MechanismError, Outcome, SwitchLever
+from ..schema import (
+    DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, Mechanism, MechanismError, Objective, Outcome, SwitchLever)
 from ..studies.style import bidder_look
 from ..market.record import watch
 
@@ -135,11 +136,12 @@ def open_arena(
     seed: int = 0,  # from 0
     steps: int = 10,  # of the episode, at least 1
     revealed: bool = False,  # whether to tell which bidder is of which type before the end
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded
 ) -> Arena:
     """An arena after the warm-up, before the first step; raises ValueError for what cannot be opened."""
     if isinstance(designers, str) or not 1 <= len(designers) <= len(SIDES):
         raise ValueError(f"designers must be one or two names, not {designers!r}")
-    episodes = open_episodes([population], [(seed, 0)], steps)
+    episodes = open_episodes([population], [(seed, 0)], steps, objective=objective)
     seen = watch(new_market([population], [(seed, 0)]), DEFAULT_MECHANISM, rounds=WARM_UP)
     warm_up = Turn(DEFAULT_MECHANISM, outcome_of(episodes), seen)
     return Arena(population, seed, tuple(Side(name, episodes, (warm_up,)) for name in designers), revealed)
@@ -180,6 +182,15 @@ SCORE_NAMES = {
     "participation": ("P", "participation", "bidders that bid for themselves"),
     "stability": ("S", "stability", "how steady welfare is"),
 }
+
+
+def _score_names(
+    objective: Objective,
+) -> dict[str, tuple]:
+    """Letter, name and meaning of each score that is shown; of the reward, the objective."""
+    if objective == PUBLISHED_OBJECTIVE:
+        return SCORE_NAMES
+    return SCORE_NAMES | {"reward": ("R", "reward", f"mean over rounds of {objective.text()}")}
 
 
 @for_templates
@@ -340,7 +351,8 @@ def render(
 ) -> str:
     """The picture of an arena as HTML that needs nothing else."""
     return filled(
-        "arena.html", arena=arena, sides=list(zip(SIDES, arena.sides)), lots=LOTS, kinds=_kinds(), score_names=SCORE_NAMES,
+        "arena.html", arena=arena, sides=list(zip(SIDES, arena.sides)), lots=LOTS, kinds=_kinds(),
+        score_names=_score_names(arena.sides[0].episodes.objective),
         style=filled("arena.css", kinds=_kinds()), played=max(len(side.turns) for side in arena.sides) - 1,
         length=arena.sides[0].episodes.episode_length, revealed=arena.revealed or arena.done,
         lever_of=LEVERS,
@@ -380,6 +392,7 @@ class Choice(NamedTuple):
     def open(
         self,
         names: Sequence[str],  # of the designers that are there
+        objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded
     ) -> Arena:
         """The arena before its first step; raises ValueError for what cannot be opened."""
         _check_name("population", self.population, populations())
@@ -392,7 +405,7 @@ class Choice(NamedTuple):
         if not 0 <= seed <= LARGEST_SEED or not seed.is_integer():
             raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}, not {self.seed}")
         designers = [self.left] if self.right == NOBODY else [self.left, self.right]
-        return open_arena(populations()[self.population], designers, int(seed))
+        return open_arena(populations()[self.population], designers, int(seed), objective=objective)
 
 # %% ../../nbs/55_arena.ipynb #link-of
 def _played_text(
@@ -441,11 +454,12 @@ def arena_of(
     link: str,  # as `link_of` returns it, or a part of it
     start: Choice,  # what holds where the link says nothing
     names: Sequence[str],  # of the designers that are there
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded
 ) -> Arena:
     """The arena that a link leads to; raises ValueError, in a sentence, where it leads nowhere."""
     asked = dict(parse_qsl(link))
     choice = start._replace(**{field: asked[field] for field in Choice._fields if field in asked})
-    arena = choice.open(names).reveal(asked.get("reveal") == "1")
+    arena = choice.open(names, objective).reveal(asked.get("reveal") == "1")
     sides = (_play_again(side, where, asked.get(f"{where}_rules", "")) for side, where in zip(arena.sides, SIDES))
     return replace(arena, sides=tuple(sides))
 
@@ -474,9 +488,10 @@ ADVERSARIES = (
 
 def _about(
     links: Mapping[str, str],  # where to find more: address by words
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded
 ) -> str:
     """What the page is about, and where to find more."""
-    return filled("about.html", adversaries=ADVERSARIES, links=links)
+    return filled("about.html", adversaries=ADVERSARIES, links=links, wanted=None if objective == PUBLISHED_OBJECTIVE else objective.text())
 
 # %% ../../nbs/55_arena.ipynb #levers
 def _lever_control(
@@ -564,7 +579,9 @@ class _Buttons:
         gr,  # the gradio module
         ui: SimpleNamespace,  # controls, and `place`, `wish`, `episode`, `view`, `away`, `message`, `timer`
         designers: Mapping[str, Player],
+        objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded
     ):
+        self.objective = objective
         self.gr, self.ui, self.designers, self.names = gr, ui, designers, [MANUAL, *designers]
         self.start = Choice(*(control.value for control in ui.choice.values()))
 
@@ -579,14 +596,14 @@ class _Buttons:
 
     def opened(self, place: str, *choice) -> dict:
         """Another choice: a new episode, unless it is the one that is shown."""
-        opened, here = Choice(*choice).open(self.names), arena_of(place, self.start, self.names)
+        opened, here = Choice(*choice).open(self.names, self.objective), arena_of(place, self.start, self.names, self.objective)
         if _chosen(opened) == _chosen(here):
             return {self.ui.message: self.gr.skip()}
         return self.reset(*choice) | {self.ui.episode: link_of(opened)}
 
     def reset(self, *choice) -> dict:
         """The episode from its start."""
-        return self.stopped("") | self.drawn(Choice(*choice).open(self.names)) | self.unfolded(choice)
+        return self.stopped("") | self.drawn(Choice(*choice).open(self.names, self.objective)) | self.unfolded(choice)
 
     def unfolded(self, choice: Sequence) -> dict:
         """The levers, where manual plays."""
@@ -612,7 +629,7 @@ class _Player(_Buttons):
 
     def played(self, place: str, reveal: bool, choice: Sequence, levers: Sequence) -> Arena:
         """The arena one step later."""
-        opened, here = Choice(*choice).open(self.names), arena_of(place, self.start, self.names)
+        opened, here = Choice(*choice).open(self.names, self.objective), arena_of(place, self.start, self.names, self.objective)
         try:
             manual = FixedDesigner(Mechanism(**dict(zip(FIELDS, levers))))
         except MechanismError as error:
@@ -637,25 +654,25 @@ class _Page(_Player):
 
     def auto(self, place: str, label: str) -> dict:
         """Start or stop the clock."""
-        arena = arena_of(place, self.start, self.names)
+        arena = arena_of(place, self.start, self.names, self.objective)
         if label == PAUSE or arena.done:
             return self.stopped(_sentence(arena))
         return {self.ui.message: WORKING, self.ui.auto: PAUSE, self.ui.timer: self.gr.Timer(active=True)}
 
     def reveal(self, place: str, on: bool) -> dict:
         """Show or hide who is who."""
-        return self.drawn(arena_of(place, self.start, self.names).reveal(on))
+        return self.drawn(arena_of(place, self.start, self.names, self.objective).reveal(on))
 
     def take(self, place: str) -> dict:
         """The left side's rules for manual."""
-        rules = arena_of(place, self.start, self.names).sides[0].turns[-1].mechanism
+        rules = arena_of(place, self.start, self.names, self.objective).sides[0].turns[-1].mechanism
         return dict(zip(self.ui.levers, dict(rules).values()))
 
     def arrive(self, link: str) -> dict:
         """The step that a link leads to."""
         if not dict(parse_qsl(link)).keys() & {*Choice._fields, "reveal"}:
             return {self.ui.message: self.gr.skip()}
-        arena = arena_of(link, self.start, self.names)
+        arena = arena_of(link, self.start, self.names, self.objective)
         asked = dict(parse_qsl(link_of(arena)))
         choice = [int(asked[field]) if field == "seed" else asked[field] for field in Choice._fields]
         controls = dict(zip(self.ui.choice.values(), choice)) | {self.ui.reveal: arena.revealed}
@@ -687,9 +704,10 @@ def _wire(
     page,  # gr.Blocks
     ui: SimpleNamespace,  # as `_Buttons` takes it
     designers: Mapping[str, Player],
+    objective: Objective,  # what is rewarded
 ) -> None:
     """Connect the controls to what they do."""
-    does, choice = _Page(gr, ui, designers), list(ui.choice.values())
+    does, choice = _Page(gr, ui, designers, objective), list(ui.choice.values())
     quiet = dict(show_progress="hidden", api_visibility="private")
     everything = [ui.place, ui.wish, ui.episode, ui.view, ui.away, ui.message, ui.auto, ui.timer, ui.panel, ui.reveal,
                   *choice]
@@ -727,6 +745,7 @@ def arena_page(
     designers: Mapping[str, Player],  # by name, at least one; the first starts on the left, the last on the right
     title: str = "DAEDALUS arena",
     links: Mapping[str, str] = MappingProxyType({}),  # where to find more: address by words
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded
 ) -> "gradio.Blocks":
     """The page: controls, the picture of the visitor's arena, and what it is about.
 
@@ -742,7 +761,7 @@ def arena_page(
         gr.HTML(filled("title.html", title=title, description=DESCRIPTION), elem_id="title")
         ui = _controls(gr, [MANUAL, *designers])
         choice = Choice(*(control.value for control in ui.choice.values()))
-        first = choice.open([MANUAL, *designers])
+        first = choice.open([MANUAL, *designers], objective)
         ui.message = gr.HTML(_sentence(first), html_template=LIVE, elem_id="message", apply_default_css=False)
         ui.view = gr.HTML(render(first), elem_id="arena", apply_default_css=False)
         ui.away = gr.HTML(_takeaway(first), elem_id="away", apply_default_css=False)
@@ -750,8 +769,8 @@ def arena_page(
         ui.wish = gr.Textbox(_wish(choice), visible="hidden", elem_id="wish")
         ui.episode = gr.Textbox(visible="hidden", elem_id="episode")
         ui.timer = gr.Timer(BEAT, active=False)
-        gr.HTML(_about(links), elem_id="about", apply_default_css=False)
-        _wire(gr, page, ui, designers)
+        gr.HTML(_about(links, objective), elem_id="about", apply_default_css=False)
+        _wire(gr, page, ui, designers, objective)
     return page
 
 # %% ../../nbs/55_arena.ipynb #head
@@ -811,9 +830,10 @@ def mount_arena(
     path: str = "/",  # where the page lives
     title: str = "DAEDALUS arena",
     links: Mapping[str, str] = MappingProxyType({}),  # as `arena_page` takes them
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded
 ) -> "fastapi.FastAPI":
     """The application with the arena on it."""
-    page = arena_page(designers, title, links)
+    page = arena_page(designers, title, links, objective)
     import gradio as gr
     from starlette.middleware import Middleware
 

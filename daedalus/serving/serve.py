@@ -42,7 +42,8 @@ from ..market.engine import SIGNALS, Score, Signal
 from .openenv import DaedalusAction, DaedalusObservation, DaedalusOpenEnv, DaedalusState, ResetOptions
 from .pages import figures, pages
 from ..schema import (
-    FIELDS, INFORMED_GREEDY, Mechanism, MechanismError, Number, Observation, RecentOutcome, Record, whole_in_json)
+    FIELDS, INFORMED_GREEDY, PUBLISHED_OBJECTIVE, Mechanism, MechanismError, Number, Objective, Observation, RecentOutcome,
+    Record, whole_in_json)
 from .sessions import LIMITS, Batch, DesignerQueue, Limits, Place, Places, ServiceError, Sessions, play_batch
 from ..designers.specs import designer
 
@@ -184,7 +185,7 @@ def _stay() -> None:
 async def socket(websocket: WebSocket) -> None:
     """A session of OpenEnv's protocol."""
     here, name = websocket.app.state, uuid.uuid4().hex
-    place = Place(client_of(websocket.scope), here.sockets.clock(), leave=_stay)
+    place = Place(client_of(websocket.scope), here.sockets.clock(), DaedalusOpenEnv(here.objective), leave=_stay)
     try:
         await _tell(websocket.accept())
         try:
@@ -386,9 +387,9 @@ class BatchReply(BaseModel):
     scores: dict[Score, list[list[float]]] = Field(description="by score: [entries][steps]")
 
 
-def _scored(batch: Batch, packed: bool) -> bytes:
+def _scored(batch: Batch, objective: Objective, packed: bool) -> bytes:
     """The answer to a batch, as it goes over the wire."""
-    body = orjson.dumps({"scores": play_batch(batch)})
+    body = orjson.dumps({"scores": play_batch(batch, objective=objective)})
     return gzip.compress(body, compresslevel=1) if packed else body
 
 
@@ -399,7 +400,7 @@ async def simulate(request: Request, batch: Batch) -> Response:
         raise ServiceError(f"{here.batches} batches wait for their turn", 503, here.batches)
     here.batches += 1
     try:
-        work = asyncio.get_running_loop().run_in_executor(here.player, _scored, batch, packed)
+        work = asyncio.get_running_loop().run_in_executor(here.player, _scored, batch, here.objective, packed)
         body = await while_there(request, work)
     finally:
         here.batches -= 1
@@ -464,9 +465,11 @@ def _furnish(
     limits: Limits,
     load: Callable[[], Player],
     name: str,  # of the designer that `load` brings
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded where a client does not say
 ) -> None:
     """What the service keeps while it runs."""
-    here.limits, here.sessions, here.sockets = limits, Sessions(limits), Places(limits)
+    here.limits, here.objective, here.sockets = limits, objective, Places(limits)
+    here.sessions = Sessions(limits, objective=objective)
     here.designer_queue = DesignerQueue(load, limits, name)
     here.player, here.batches = ThreadPoolExecutor(1, "batches"), 0
     here.figures, here.metrics = figures(), Metrics()
@@ -485,12 +488,13 @@ def create_app(
     page: bool = True,  # with the arena; without it the service has no page
     root_path: str = "",  # path at which a proxy has the service, such as /daedalus
     name: str = "trained",  # of the designer that `load` brings
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded where a client does not say, and on the page
 ) -> FastAPI:
     """The service."""
     app = FastAPI(title="DAEDALUS", version=CONTRACT, max_body_size=limits.body, docs_url=None, redoc_url=None,
                   description="Design the rules of an auction market among adaptive, adversarial bidders.",
                   root_path=root_path)
-    _furnish(app.state, limits, load, name)
+    _furnish(app.state, limits, load, name, objective)
     app.include_router(router)
     app.include_router(pages)
     app.post("/api/simulate", response_model=BatchReply, responses=refusals(400, 403, 413, 503), tags=["Batches"],
@@ -540,7 +544,7 @@ def _add_arena(
     from daedalus.serving.arena import mount_arena, project_links
 
     links = project_links() | {"the figures": "plots/"}
-    mount_arena(app, arena_designers(app.state.designer_queue), links=links)
+    mount_arena(app, arena_designers(app.state.designer_queue), links=links, objective=app.state.objective)
     for route in app.router.routes:
         if isinstance(route, Mount):
             route.app = Only(route.app, ARENA_PATHS)
@@ -553,6 +557,7 @@ def serve(
     load: Callable[[], Player] = _load_trained,
     root_path: str = "",  # path at which a proxy has the service
     name: str = "trained",  # of the designer that `load` brings
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded where a client does not say, and on the page
 ) -> None:
     """Run the service until it is interrupted."""
     import uvicorn
@@ -560,7 +565,7 @@ def serve(
     lines = logging.StreamHandler()
     lines.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[lines], force=True)
-    app = create_app(limits, load, root_path=root_path, name=name)
+    app = create_app(limits, load, root_path=root_path, name=name, objective=objective)
     uvicorn.run(app, host=host, port=port, **settings(limits), ws_max_size=limits.body)
 
 

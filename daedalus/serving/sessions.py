@@ -28,7 +28,8 @@ from ..env import EpisodeError
 from ..market.engine import SCORES, simulate
 from .openenv import (
     LARGEST_SEED, MOST_STEPS, DaedalusAction, DaedalusObservation, DaedalusOpenEnv, DaedalusState)
-from ..schema import Mechanism, Natural, Observation, Positive, Record, amount, whole_in_json
+from ..schema import (
+    PUBLISHED_OBJECTIVE, Mechanism, Natural, Objective, Observation, Positive, Record, amount, whole_in_json)
 
 # %% ../../nbs/51_sessions.ipynb #limits
 class Limits(Record):
@@ -141,6 +142,15 @@ class Places:
 class _Named(Places):
     """Sessions that are open, each found by its name and its token."""
 
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,  # seconds
+        objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded where a client does not say
+    ):
+        super().__init__(limits, clock)
+        self.objective = objective
+
     def _find(self, name: str, token: str | None) -> Place:
         """An open session, which counts as using it; ServiceError where there is none, or the token is wrong."""
         len(self)   # those that were idle for too long are gone
@@ -177,7 +187,7 @@ class Sessions(_Named):
         Raises ServiceError for options that are none, for a session with another token, and when all may keep theirs.
         """
         name = name or uuid.uuid4().hex
-        place = self._find(name, token) if name in self else Place(client, self.clock())
+        place = self._find(name, token) if name in self else Place(client, self.clock(), DaedalusOpenEnv(self.objective))
         try:
             observation = place.env.reset(**options)
         except ValueError as error:
@@ -365,6 +375,7 @@ class Batch(Record):
 
     entries: tuple[Entry, ...] = Field(min_length=1, max_length=MOST_ENTRIES, description="the episodes")
     steps: Annotated[int, whole_in_json(1, MOST_STEPS)] = Field(10, description="steps of each episode")
+    objective: Objective | None = Field(None, description="what is rewarded; without one, what the service rewards")
 
     @model_validator(mode="after")
     def _bounded(self):
@@ -378,6 +389,7 @@ class Batch(Record):
 def play_batch(
     batch: Batch,
     threads: int | None = None,  # None: one for each core
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded where the batch does not say
 ) -> dict[str, list[list[float]]]:  # by score: [entries][steps]
     """The scores of every step of every episode."""
     threads = threads or os.cpu_count() or 1
@@ -388,7 +400,8 @@ def play_batch(
         entries = [batch.entries[row] for row in rows]
         return simulate([entry.mechanism for entry in entries],
                         [entry.population or Population.stage(entry.stage) for entry in entries],
-                        [(entry.seed, entry.episode) for entry in entries], batch.steps)
+                        [(entry.seed, entry.episode) for entry in entries], batch.steps,
+                        objective=batch.objective or objective)
 
     with ThreadPoolExecutor(threads) as pool:
         played = list(pool.map(play, parts))
