@@ -491,7 +491,8 @@ def _about(
     objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded
 ) -> str:
     """What the page is about, and where to find more."""
-    return filled("about.html", adversaries=ADVERSARIES, links=links, wanted=None if objective == PUBLISHED_OBJECTIVE else objective.text())
+    return filled("about.html", adversaries=ADVERSARIES, links=links,
+                  wanted=None if objective == PUBLISHED_OBJECTIVE else objective.text())
 
 # %% ../../nbs/55_arena.ipynb #levers
 def _lever_control(

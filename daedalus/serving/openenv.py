@@ -213,7 +213,9 @@ def _observed(
     """The observation as it goes over the wire, of what was checked before."""
     shown, last, wish = options.signals, episodes.recent[-1], _wish_of(episodes)
     names = COMPONENTS if wish.objective.revenue else SESSION_SCORES
-    words = {"brief": wish.text()} if episodes.briefs else {"objective": wish.objective.text()} if wish != PUBLISHED_BRIEF else {}
+    words = {} if wish == PUBLISHED_BRIEF else {"objective": wish.objective.text()}
+    if episodes.briefs:
+        words = {"brief": wish.text()}
     return DaedalusObservation.model_construct(
         round_number=episodes.round_number, episode_length=episodes.episode_length,
         sessions=[dict(zip(names, row)) for row in sessions.tolist()],
