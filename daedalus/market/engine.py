@@ -16,7 +16,7 @@ __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'Score', 'Signal', 'SCORES', '
            'look_back', 'known_of', 'gain_of', 'shill_gain', 'look_again', 'pay_shills', 'credit_lot', 'trade_session',
            'audit', 'imitate', 'learn_otherwise', 'learn_arms', 'learn_beliefs', 'participation', 'mean_shading',
            'pairs_together', 'write_scores', 'session', 'acts_in', 'play_market', 'play', 'View', 'sort_down',
-           'lot_price', 'write_seen', 'play_seen', 'look', 'call_bidder', 'ask_registered', 'play_registered', 'Agents',
+           'lot_price', 'write_seen', 'look', 'call_bidder', 'ask_registered', 'play_seen', 'play_registered', 'Agents',
            'by_format', 'advance', 'Outcomes', 'components_of', 'scored_by', 'outcomes_of', 'step', 'practise',
            'open_market', 'briefs_of', 'wanted_by', 'judged_by', 'simulate', 'simulate_components']
 
@@ -137,7 +137,7 @@ class MarketState(NamedTuple):
         empty = {"tries": no_tries(arrays["kind"], traits), "seen": np.zeros((shape[0], LOTS, 0, len(SEEN)))}
         return cls(**empty | arrays | {"memory": memory, "traits": traits})
 
-
+# %% ../../nbs/15_engine.ipynb #registered-types
 def _registered(
     kind: np.ndarray, # int [batch, n], as in the state
 ) -> dict[str, int]:
@@ -1255,7 +1255,7 @@ def lot_price(
         if record.price[lot, at] >= 0: total, sold = total + record.price[lot, at], sold + 1
     return total / sold if sold > 0 else np.nan
 
-
+# %% ../../nbs/15_engine.ipynb #write-seen-session
 @compiled
 def write_seen(
     rules, n, items, # of the session
@@ -1280,21 +1280,6 @@ def write_seen(
         if shown and not named:
             sort_down(seen[lot, :n, SEEN.bids])
             sort_down(seen[lot, :n, SEEN.second_bids])
-
-
-@compiled
-def play_seen(
-    state, rows, behaviour, scratch, accounts, # as in `play`
-    now,    # which session under the mechanism
-    acts,   # float [batch, n, 4]
-    record, # Session, large enough for every market; overwritten
-):
-    "Play one session of every market, and write down what it shows."
-    for b in range(rows.shape[0]):
-        wipe(record)
-        play_market(state, rows, b, behaviour, scratch, accounts, now, now + 1, acts, record)
-        n, items = int(state.traits[b, TRAIT.bidders]), int(state.traits[b, TRAIT.n_items])
-        write_seen(read_rules(rows[b]), n, items, accounts.net[b], record, state.seen[b])
 
 # %% ../../nbs/15_engine.ipynb #look
 RESERVE = FIELDS.index("reserve_price")
@@ -1339,6 +1324,16 @@ def _no_line(
                            f"unit), not {reprlib.repr(told)}")
 
 
+def _checked(
+    bidder: Bidder,
+    lines: np.ndarray, # float [..., 3]
+) -> np.ndarray:
+    "The same lines; BidderError for numbers that no line has."
+    odd = ~(np.abs(lines) <= STEEPEST).all(-1)
+    if odd.any(): raise _no_line(bidder, tuple(lines[odd].ravel()[:3].tolist()))
+    return lines
+
+# %% ../../nbs/15_engine.ipynb #call-bidder
 def call_bidder(
     bidder: Bidder,
     view: View, # its arrays, but the memory, are closed to writing
@@ -1352,16 +1347,6 @@ def call_bidder(
     except ValueError: raise _no_line(bidder, told) from None
     if line.dtype.kind not in "fiu" or line.shape not in ((2,), (3,)): raise _no_line(bidder, told)
     return _checked(bidder, np.append(line, line[-1:])[:3].astype(float))
-
-
-def _checked(
-    bidder: Bidder,
-    lines: np.ndarray, # float [..., 3]
-) -> np.ndarray:
-    "The same lines; BidderError for numbers that no line has."
-    odd = ~(np.abs(lines) <= STEEPEST).all(-1)
-    if odd.any(): raise _no_line(bidder, tuple(lines[odd].ravel()[:3].tolist()))
-    return lines
 
 # %% ../../nbs/15_engine.ipynb #ask-compiled
 @cache
@@ -1432,6 +1417,21 @@ def ask_registered(
         acts[tuple(seats.T)] = np.stack([np.where(silent, OUT, BID), slope, second, start], 1)
         if not np.isfinite(state.memory[tuple(seats.T)]).all():
             raise _broken(bidder, "what it keeps in its memory must be finite numbers, not NaN or infinity")
+
+# %% ../../nbs/15_engine.ipynb #play-registered
+@compiled
+def play_seen(
+    state, rows, behaviour, scratch, accounts, # as in `play`
+    now,    # which session under the mechanism
+    acts,   # float [batch, n, 4]
+    record, # Session, large enough for every market; overwritten
+):
+    "Play one session of every market, and write down what it shows."
+    for b in range(rows.shape[0]):
+        wipe(record)
+        play_market(state, rows, b, behaviour, scratch, accounts, now, now + 1, acts, record)
+        n, items = int(state.traits[b, TRAIT.bidders]), int(state.traits[b, TRAIT.n_items])
+        write_seen(read_rules(rows[b]), n, items, accounts.net[b], record, state.seen[b])
 
 
 def play_registered(

@@ -50,7 +50,7 @@ def _check_function(
         raise BidderError("function must take one argument, the view, not "
                           f"{plain.__name__}{inspect.signature(plain)}") from None
 
-
+# %% ../../nbs/18_register.ipynb #register-bidder
 def _seated(
     bidder: Bidder,
 ) -> MarketState:
@@ -97,7 +97,7 @@ def _rules(
 ) -> list[Mechanism]:
     return [(HIDING, DEFAULT_MECHANISM, SHOWING)[at % 3] for at in range(count)]
 
-
+# %% ../../nbs/18_register.ipynb #check-same
 def _played(
     state: MarketState, # not changed
     rules: Sequence[Mechanism],
