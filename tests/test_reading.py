@@ -106,7 +106,7 @@ EMPTY = {"bool", "callable", "dir", "hasattr", "help", "id", "isinstance", "issu
 SHOWS = {"print", "display", "show", "save_figure"}
 BEHIND = {
     "02_schema", "03_tables", "04_jobs", "10_noise", "11_auction", "13_learners", "16_record", "17_env",
-    "18_register", "27_rivals", "60_reproduce", "61_verify", "62_cli", "90_paper"}   # whose turn has not come
+    "60_reproduce", "61_verify", "62_cli", "90_paper"}   # whose turn has not come
 LONG = {
     "00_runtime#kept-code": "still to be split",
     "02_schema#types-range": "still to be split",
@@ -120,20 +120,16 @@ LONG = {
     "12_bidders#population": "one declaration and its checks",
     "15_engine#state": "one declaration: the arrays of a state",
     "15_engine#learn": "still to be split",
-    "15_engine#write-seen": "still to be split",
-    "15_engine#ask": "still to be split",
-    "15_engine#ask-registered": "still to be split",
     "17_env#episodes": "still to be split",
     "17_env#env": "still to be split",
     "17_env#gym-class": "a class that is made when gymnasium is first needed",
-    "18_register#register": "still to be split",
-    "18_register#check-tools": "still to be split",
     "22_search#contextual": "still to be split",
     "22_search#optimise": "still to be split",
     "27_rivals#files": "still to be split",
     "34_export#card-body": "one text, the card, that is read as a whole",
     "42_evaluate#inference": "still to be split",
     "45_pareto#find-front": "still to be split",
+    "50_openenv#episode": "still to be split",
     "57_adapters#bidder-class": "a class that is made when PettingZoo is first needed",
     "57_adapters#market-tool": "still to be split",
     "60_reproduce#environment": "still to be split",
@@ -151,6 +147,7 @@ LONG = {
     "61_verify#verify": "still to be split",
     "62_cli#sentence": "still to be split",
     "62_cli#train": "still to be split",
+    "62_cli#search": "still to be split",
     "62_cli#reproduce": "still to be split",
     "62_cli#serve": "still to be split",
     "90_paper#tables": "still to be split",
