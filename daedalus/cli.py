@@ -31,6 +31,7 @@ from . import __version__
 from .results import PACKAGE, check_folder, check_output, install_hint, write_text
 
 if TYPE_CHECKING:
+    from daedalus.schema import Objective
     from daedalus.training.export import HubJob
     from daedalus.training.policy import PolicySettings
     from daedalus.training.train import Phase, Profile
@@ -158,12 +159,21 @@ def _quieten() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
-# %% ../nbs/62_cli.ipynb #inference
+# %% ../nbs/62_cli.ipynb #objective
 OBJECTIVE = ("What is rewarded, such as 'welfare x revenue^2': a product of welfare, fairness, participation, stability and "
              "revenue, each from 0 to 1, to powers from 0 to 3.")
 PUBLISHED = "welfare x fairness x participation x stability"
 
 
+def _wanted(
+    text: str,  # what --objective was given
+) -> "Objective":
+    """The objective that a text describes; ValueError for what is none."""
+    from daedalus.schema import Objective
+
+    return Objective.from_text(text)
+
+# %% ../nbs/62_cli.ipynb #inference
 MODEL = "Designer: a name such as greedy, hf/ORG/NAME, or a folder. [default: trained]"
 
 
@@ -186,13 +196,11 @@ def inference(
 
     An episode is 10 mechanisms for one market, and its score the mean reward R, between 0 and 1.
     """
-    from daedalus.schema import Objective
-
     if n_episodes < 1:
         raise ValueError(f"--n-episodes must be 1 or more, not {n_episodes}")
     if seed < 0:
         raise ValueError(f"--seed must be 0 or more, not {seed}")
-    wanted = Objective.from_text(objective)
+    wanted = _wanted(objective)
     check_output(output)
     _quieten()
     from daedalus.studies.evaluate import inference as run
@@ -438,9 +446,7 @@ def search(
     they were found. The committed ones stay as they are; with DAEDALUS_RESULTS_DIR=build/results the library reads yours.
     A search that was interrupted goes on when the same command is given again.
     """
-    from daedalus.schema import Objective
-
-    wanted = Objective.from_text(objective)
+    jobs, wanted = workers if cluster is None else cluster, _wanted(objective)
     for option, count, least in (("--budget", budget, 1), ("--seed", seed, 0), ("--workers", workers, 1)):
         if count < least:
             raise ValueError(f"{option} must be {least} or more, not {count}")
@@ -454,8 +460,7 @@ def search(
     logging.basicConfig(format="%(message)s")
     logging.getLogger("daedalus.jobs").setLevel(logging.INFO)
     try:
-        searched = search_suites(budget=budget, seed=seed, jobs=workers if cluster is None else cluster, folder=str(work),
-                                 objective=wanted)
+        searched = search_suites(budget=budget, seed=seed, jobs=jobs, folder=str(work), objective=wanted)
     except JobError as error:
         typer.echo(f"daedalus: {error}; run the same command again to resume", err=True)
         return 1
@@ -580,9 +585,7 @@ def serve(
 
     OpenEnv's protocol at /ws, the published HTTP contract, batches at /api/simulate, and the arena at /.
     """
-    from daedalus.schema import Objective
-
-    wanted = Objective.from_text(objective)
+    wanted = _wanted(objective)
     _check_port(host, port)
     if root_path and not re.fullmatch(r"(/[\w.~-]+)+", root_path):
         raise ValueError(f"--root-path must be a path such as /daedalus, not {root_path!r}")

@@ -624,7 +624,8 @@ class Objective(Record):
 
     def text(self) -> str:
         "The objective as people write it, such as `welfare x revenue^2`."
-        return ' x '.join(name if exponent == 1 else f"{name}^{repr(exponent).removesuffix('.0')}" for name, exponent in self if exponent)
+        powers = {name: repr(exponent).removesuffix('.0') for name, exponent in self if exponent}
+        return ' x '.join(name if power == '1' else f'{name}^{power}' for name, power in powers.items())
 
     @classmethod
     def from_text(
@@ -700,8 +701,8 @@ def _unread(
     text: object,
 ) -> ValueError:
     "What is wrong with a text that is no brief."
-    return ValueError("a brief is a text such as 'maximise welfare x revenue; auction_type is \"vcg\"; reserve_price is at most "
-                      f"0.20; words: \"...\"', not {reprlib.repr(text)}")
+    return ValueError("a brief is a text such as 'maximise welfare x revenue; auction_type is \"vcg\"; reserve_price is at "
+                      f"most 0.20; words: \"...\"', not {reprlib.repr(text)}")
 
 
 def _brief_fields(
@@ -715,8 +716,9 @@ def _brief_fields(
         try: value, at = _DECODER.raw_decode(text, clause.end())
         except json.JSONDecodeError: raise _unread(text[clause.start():]) from None
         if clause[1]: fields['words'] = value
-        elif clause[2] in fields[kinds[clause[3].strip()]]: raise ValueError(f'a brief says of {clause[2]} the same thing twice')
-        else: fields[kinds[clause[3].strip()]][clause[2]] = value
+        elif clause[2] in (values := fields[kinds[clause[3].strip()]]):
+            raise ValueError(f'a brief says of {clause[2]} the same thing twice')
+        else: values[clause[2]] = value
     if text[at:].strip(): raise _unread(text[at:])
     return fields
 

@@ -1588,7 +1588,8 @@ def _rewards(
     "The mean score over the rounds."
     if objective == PUBLISHED_OBJECTIVE: return scores[..., COLUMN.reward].mean(1)
     if isinstance(objective, Objective): return scored_by(objective, components_of(scores)).mean(1)
-    (different, places), rewards = distinct(_aligned(objective, Objective, len(scores), "objectives or briefs")), np.empty(len(scores))
+    different, places = distinct(_aligned(objective, Objective, len(scores), "objectives or briefs"))
+    rewards = np.empty(len(scores))
     for at, each in enumerate(different): rewards[places == at] = _rewards(scores[places == at], each)
     return rewards
 

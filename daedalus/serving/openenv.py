@@ -255,9 +255,9 @@ def _name_of(
         raise ValueError(f"episode_id must be a text of at most 255 characters, not {str(episode)[:40]!r}")
     return episode or f"{options.seed}-{options.episode}"
 
-# %% ../../nbs/50_openenv.ipynb #episode
-class _Episode(Environment[DaedalusAction, DaedalusObservation, DaedalusState]):
-    """An episode of the protocol: how it begins, whether it is over, and how it ends."""
+# %% ../../nbs/50_openenv.ipynb #held
+class _Place(Environment[DaedalusAction, DaedalusObservation, DaedalusState]):
+    """What an environment of the protocol holds: options, an episode once one is open, and a rubric."""
 
     rubric: Rubric | None
 
@@ -270,6 +270,28 @@ class _Episode(Environment[DaedalusAction, DaedalusObservation, DaedalusState]):
         self._options, self._closed, self.objective = ResetOptions(), False, objective
         self._episode_id: str | None = None
         self._episodes: Episodes | None = None  # once they are open
+
+    def _refuse_closed(self) -> None:
+        """EpisodeError when the session has ended."""
+        if self._closed:
+            raise EpisodeError("this session has ended: connect again")
+
+    @property
+    def over(self) -> bool:
+        """Whether the last step of the episode has been played."""
+        return self._episodes is not None and self._episodes.done
+
+    def close(self) -> None:
+        """End the session."""
+        self._episodes, self._closed = None, True
+
+    def get_metadata(self) -> EnvironmentMetadata:
+        """What the environment is, in a sentence."""
+        return ABOUT
+
+# %% ../../nbs/50_openenv.ipynb #episode
+class _Episode(_Place):
+    """And how an episode begins."""
 
     def reset(
         self, /,
@@ -289,24 +311,6 @@ class _Episode(Environment[DaedalusAction, DaedalusObservation, DaedalusState]):
             self.rubric = self._own
         self._reset_rubric()
         return _observed(self._episodes, self._options)
-
-    def _refuse_closed(self) -> None:
-        """EpisodeError when the session has ended."""
-        if self._closed:
-            raise EpisodeError("this session has ended: connect again")
-
-    @property
-    def over(self) -> bool:
-        """Whether the last step of the episode has been played."""
-        return self._episodes is not None and self._episodes.done
-
-    def close(self) -> None:
-        """End the session."""
-        self._episodes, self._closed = None, True
-
-    def get_metadata(self) -> EnvironmentMetadata:
-        """What the environment is, in a sentence."""
-        return ABOUT
 
 # %% ../../nbs/50_openenv.ipynb #env
 class DaedalusOpenEnv(_Episode):

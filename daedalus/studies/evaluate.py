@@ -106,7 +106,8 @@ def _shares(
     numbers = [float(each) if isinstance(each, (int, float, np.number)) else np.nan for each in weights]
     wrong = [each for each, number in zip(weights, numbers) if not 0 <= number < np.inf]
     if wrong or not any(numbers):
-        raise ValueError("weights must be numbers from 0 that are not all 0, not " + reprlib.repr(wrong[0] if wrong else weights))
+        bad = wrong[0] if wrong else weights
+        raise ValueError(f"weights must be numbers from 0 that are not all 0, not {reprlib.repr(bad)}")
     return np.array(numbers) / sum(numbers)
 
 
@@ -143,7 +144,8 @@ def _plays(designers, suite, episodes, seed, steps, objective=PUBLISHED_OBJECTIV
             error.add_note(f"raised while designer {name!r} played")
             raise
         index = played["index"]
-        yield played.assign(designer=name, at=at[index], episode=index, **{key: np.array(row)[index] for key, row in labels.items()})
+        more = {key: np.array(row)[index] for key, row in labels.items()}
+        yield played.assign(designer=name, at=at[index], episode=index, **more)
 
 # %% ../../nbs/42_evaluate.ipynb #yardsticks
 def yardsticks(
@@ -175,7 +177,8 @@ def evaluate(
     """Play every designer on the same episodes.
 
     Columns: `designer`, `episode`, `at` (which population), `population` (in words), and the mean over steps of each
-    score; where there are briefs, `brief` (in words), and reward 0 for steps that broke it. Everything is checked before anything is played; ValueError says what is wrong.
+    score; where there are briefs, `brief` (in words), and reward 0 for steps that broke it. Everything is checked before
+    anything is played; ValueError says what is wrong.
     """
     import pandas as pd
 

@@ -233,7 +233,7 @@ def front_found(
     tried = _searched(method, populations, trials, episodes, seed, objectives, held, stream, brief=brief)
     return [dict(m) for m in dict.fromkeys(m for m, on in zip(tried.mechanisms, nondominated(tried.values)) if on)]
 
-# %% ../../nbs/45_pareto.ipynb #find-front
+# %% ../../nbs/45_pareto.ipynb #front-held
 def _values(mechanism, populations, episodes, seed, objectives, objective) -> list[float]:
     "Scores of a mechanism on the episodes that choose, as a job."
     return measure([mechanism], populations, episodes, seed, block_of("front, chosen"), objectives, objective)[0].tolist()
@@ -246,10 +246,11 @@ def _held_by(
     "The switches and choices that keep a value, with those of the brief; ValueError where the two disagree."
     held, fixed = held or {}, {name: value for name, value in (brief.fixed if brief else {}).items() if name in CHOICES}
     wrong = [name for name in held.keys() & fixed.keys() if held[name] != fixed[name]]
-    if wrong: raise ValueError(f"held must agree with the brief, where {wrong[0]} is {fixed[wrong[0]]!r}, not {held[wrong[0]]!r}")
-    return held | fixed
+    if not wrong: return held | fixed
+    name = wrong[0]
+    raise ValueError(f"held must agree with the brief, where {name} is {fixed[name]!r}, not {held[name]!r}")
 
-
+# %% ../../nbs/45_pareto.ipynb #find-front
 def find_front(
     populations: Sequence[Population], # scored by their mean
     trials: int = 96,   # in each combination, at least 2
@@ -273,7 +274,8 @@ def find_front(
                     trials * episodes * once) for stream, fixed in enumerate(combinations(_held_by(brief, held)))]
     fronts = run_jobs(searches, workers, folder, "combinations searched")
     candidates = list(dict.fromkeys(Mechanism(**fields) for front in fronts for fields in front.result))
-    measures = [Job(_values, (m, populations, final, seed, names, wanted or PUBLISHED_OBJECTIVE), final * once) for m in candidates]
+    measures = [Job(_values, (m, populations, final, seed, names, wanted or PUBLISHED_OBJECTIVE), final * once)
+                for m in candidates]
     values = np.array([done.result for done in run_jobs(measures, workers, folder, "mechanisms measured")])
     front = nondominated(values[:, :len(axes)])
     rows = [dict(m) | dict(zip(names, row)) for m, row, on in zip(candidates, values, front) if on]
