@@ -161,9 +161,9 @@ def test_a_rubric_of_ones_own_takes_part_in_the_product():
         assert reward == pytest.approx(factor * simulate([mechanism], [Population.stage(4)], [1], 1).reward[0, 0])
 
 
-def test_a_score_has_one_of_the_four_names():
-    with pytest.raises(ValueError, match=f"name must be one of {', '.join(SCORES)}, not 'revenue'"):
-        ScoreRubric("revenue")
+def test_a_score_has_one_of_the_five_names():
+    with pytest.raises(ValueError, match=f"name must be one of {', '.join(SCORES)}, revenue, not 'profit'"):
+        ScoreRubric("profit")
 
 
 # Episodes
