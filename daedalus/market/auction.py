@@ -275,7 +275,7 @@ def _try_format(
     name: str, allocate: Callable, pay: Callable,
 ) -> list[tuple[np.ndarray, np.ndarray]]: # units and payments of each trial lot
     "What a format says of the trial lots; ValueError with one sentence where the market could not play it."
-    found = []
+    trials = []
     for bids, n_items, reserve in _trial_lots():
         where = f"in a lot of {n_items} units with bids {reprlib.repr(bids.tolist())} and reserve {reserve}"
         lot = bids.copy()
@@ -288,8 +288,8 @@ def _try_format(
         if (lot != bids).any(): raise ValueError(f"format {name!r} changes the bids {where}: let it copy them first")
         if (won != again[1]).any() or (paid != again[2]).any():
             raise ValueError(f"format {name!r} answers differently when asked again {where}: it must not draw or remember")
-        found.append((won, paid))
-    return found
+        trials.append((won, paid))
+    return trials
 
 # %% ../../nbs/11_auction.ipynb #compile-format
 _OPEN: dict[str, Any] = {}     # what stands at the addresses, by name of a format
@@ -309,7 +309,7 @@ def _told(
 
 
 def _open_door(
-    name: str, allocate: Callable, pay: Callable, found: list,
+    name: str, allocate: Callable, pay: Callable, trials: list,
 ) -> tuple[int, bool]: # address, and whether machine code stands there
     "Compile a format, or open a door to Python where it does not compile or machine code says something else."
     wrong = "answers otherwise in machine code"
@@ -318,7 +318,7 @@ def _open_door(
         if numba.config.DISABLE_JIT: raise NotImplementedError("compiling is switched off")
         door = numba.cfunc(_DOOR)(_lot_function(*parts))
         machine = [_clear_by(door.address, *lot) for lot in _trial_lots()]
-        if all((told == known).all() for pairs in zip(machine, found) for told, known in zip(*pairs)):
+        if all((compiled_value == known).all() for pairs in zip(machine, trials) for compiled_value, known in zip(*pairs)):
             _OPEN[name] = door
             return door.address, True
     except Exception as error:   # Numba raises many kinds
@@ -367,9 +367,9 @@ def register_format(
         if ADDED["format", name].code == code: return FORMATS[name]
         raise ValueError(f"format {name!r} is registered already, with other functions: choose another name, "
                          "or restart the program")
-    found = _try_format(name, allocate, pay)
-    losers_pay = any(((won == 0) & (paid > 0)).any() for won, paid in found)
-    address, machine = _open_door(name, allocate, pay, found)
+    trials = _try_format(name, allocate, pay)
+    losers_pay = any(((won == 0) & (paid > 0)).any() for won, paid in trials)
+    address, machine = _open_door(name, allocate, pay, trials)
     FORMATS[name] = Format(name, len(FORMATS), allocate, pay, losers_pay, False, address, machine)
     ADDED["format", name] = Added(register_format, name, {"allocate": allocate, "pay": pay}, code)
     schema._REGISTERED.append(name)
@@ -400,8 +400,8 @@ def _clear(bids, auction_type, n_items, reserve, top, who, units, payments):
 def _clear_registered(address, bids, n_items, reserve, units, payments):
     fault = 0
     for lot in range(bids.shape[0]):
-        found = clear_at(address, bids[lot], bids.shape[1], bids.shape[2], n_items, reserve, units[lot], payments[lot])
-        fault = max(fault, found)
+        code = clear_at(address, bids[lot], bids.shape[1], bids.shape[2], n_items, reserve, units[lot], payments[lot])
+        fault = max(fault, code)
     return fault
 
 # %% ../../nbs/11_auction.ipynb #clear

@@ -680,11 +680,11 @@ class Population(Record):
     def __get_pydantic_json_schema__(cls, core_schema, handler):
         "The JSON schema, with the registered types."
         schema = handler(core_schema)
-        found = handler.resolve_ref_schema(schema)
-        count = found["properties"]["truthful"] | {"default": 0}
-        found["properties"] |= {name: count | {"title": name, "description": f"bidders of the registered type {name}"}
+        resolved = handler.resolve_ref_schema(schema)
+        count = resolved["properties"]["truthful"] | {"default": 0}
+        resolved["properties"] |= {name: count | {"title": name, "description": f"bidders of the registered type {name}"}
                                 for name in sorted(BIDDERS)}
-        found["additionalProperties"] = False
+        resolved["additionalProperties"] = False
         return schema
 
     @model_validator(mode="after")

@@ -142,8 +142,8 @@ def _registered(
     kind: np.ndarray, # int [batch, n], as in the state
 ) -> dict[str, int]:
     "The registered types that sit in some markets: number by name, in the order of the names."
-    found = {bidder_type(number): number for number in np.unique(kind[kind >= REGISTERED_FROM]).tolist()}
-    return dict(sorted(found.items()))
+    registered = {bidder_type(number): number for number in np.unique(kind[kind >= REGISTERED_FROM]).tolist()}
+    return dict(sorted(registered.items()))
 
 # %% ../../nbs/15_engine.ipynb #aligned
 def _listed(
@@ -1318,10 +1318,10 @@ def _broken(
 
 def _no_line(
     bidder: Bidder,
-    told: Any, # what it returned
+    answer: Any, # what it returned
 ) -> BidderError:
     return _broken(bidder, "it must return a line, two or three numbers from -100 to 100 (start, slope, slope for a second "
-                           f"unit), not {reprlib.repr(told)}")
+                           f"unit), not {reprlib.repr(answer)}")
 
 
 def _checked(
@@ -1341,11 +1341,11 @@ def call_bidder(
     "Ask a function of Python for its line; BidderError for what it raises, and for what is no line."
     for array in view:
         if isinstance(array, np.ndarray) and array is not view.memory: array.flags.writeable = False
-    try: told = source_function(bidder.function)(view)
+    try: answer = source_function(bidder.function)(view)
     except Exception as error: raise _broken(bidder, f"it raises {type(error).__name__}: {error}") from error
-    try: line = np.asarray(told)
-    except ValueError: raise _no_line(bidder, told) from None
-    if line.dtype.kind not in "fiu" or line.shape not in ((2,), (3,)): raise _no_line(bidder, told)
+    try: line = np.asarray(answer)
+    except ValueError: raise _no_line(bidder, answer) from None
+    if line.dtype.kind not in "fiu" or line.shape not in ((2,), (3,)): raise _no_line(bidder, answer)
     return _checked(bidder, np.append(line, line[-1:])[:3].astype(float))
 
 # %% ../../nbs/15_engine.ipynb #ask-compiled
@@ -1361,9 +1361,9 @@ def _asker(
         for at in range(len(seats)):
             b, i = seats[at]
             view = seen_from(state, rows[b], b, i, memory)
-            told = function(view)
-            if len(told) != 2 and len(told) != 3: return len(told)
-            lines[at, 0], lines[at, 1], lines[at, 2] = told[0], told[1], told[-1]
+            answer = function(view)
+            if len(answer) != 2 and len(answer) != 3: return len(answer)
+            lines[at, 0], lines[at, 1], lines[at, 2] = answer[0], answer[1], answer[-1]
             state.memory[b, i, :memory] = view.memory
         return 0
 
@@ -1442,9 +1442,9 @@ def play_registered(
     own = np.where(state.kind >= REGISTERED_FROM, TRUTHFUL, state.kind)
     record = record or blank_session(state.kind.shape[1], int(state.traits[:, TRAIT.n_items].max()))
     for now in range(since, stop):
-        told = np.zeros((*state.kind.shape, 4)) if acts is None else acts.copy()
-        ask_registered(state, rows, told)
-        play_seen(state._replace(kind=own), rows, behaviour, scratch, accounts, now, told, record)
+        own_acts = np.zeros((*state.kind.shape, 4)) if acts is None else acts.copy()
+        ask_registered(state, rows, own_acts)
+        play_seen(state._replace(kind=own), rows, behaviour, scratch, accounts, now, own_acts, record)
 
 # %% ../../nbs/15_engine.ipynb #agents
 class Agents(Protocol):
@@ -1498,11 +1498,11 @@ def by_format(
     "The markets of a part of a batch by the code that plays them; ValueError for a format that is not known here."
     places = rows[part, _FORMAT].astype(np.int64)
     if places.max(initial=0) < len(AUCTION_TYPES): return [(None, part)]
-    markets, found = np.arange(part.start, part.stop), []
+    markets, groups = np.arange(part.start, part.stop), []
     for place in np.unique(np.maximum(places, len(AUCTION_TYPES) - 1)):
         kind = format_of(list(FORMATS)[place]) if place < len(FORMATS) else format_of(f"number {place}")
-        found.append((kind if kind.address else None, markets[np.maximum(places, len(AUCTION_TYPES) - 1) == place]))
-    return found
+        groups.append((kind if kind.address else None, markets[np.maximum(places, len(AUCTION_TYPES) - 1) == place]))
+    return groups
 
 # %% ../../nbs/15_engine.ipynb #advance-rows
 def _advance(
@@ -1519,9 +1519,9 @@ def _advance(
         def some(part):
             for kind, chosen in by_format(rows, part): # a slice is a view, and `play` changes the arrays themselves
                 own, kept = MarketState(*(array[chosen] for array in state)), Accounts(*(array[chosen] for array in accounts))
-                floor, told = make_floor(own, kept, kind), None if acts is None else acts[chosen]
+                floor, own_acts = make_floor(own, kept, kind), None if acts is None else acts[chosen]
                 playing = play_registered if own.seen.size else play
-                playing(own, rows[chosen], behaviour, floor, kept, since, stop, told, None)
+                playing(own, rows[chosen], behaviour, floor, kept, since, stop, own_acts, None)
                 refuse_faults(kind, floor)
                 if isinstance(chosen, slice): continue
                 for whole, played in zip((*state, *accounts), (*own, *kept)): whole[chosen] = played
