@@ -308,6 +308,13 @@ def _told(
     return call
 
 
+def _clear_by(address: int, lot: np.ndarray, n_items: int, reserve: float) -> tuple[np.ndarray, np.ndarray]:
+    "Units and payments of one lot by the format at an address."
+    won, paid = np.zeros(len(lot), np.int64), np.zeros(len(lot))
+    clear_at(address, np.ascontiguousarray(lot), lot.shape[0], lot.shape[1], n_items, reserve, won, paid)
+    return won, paid
+
+# %% ../../nbs/11_auction.ipynb #open-door
 def _open_door(
     name: str, allocate: Callable, pay: Callable, trials: list,
 ) -> tuple[int, bool]: # address, and whether machine code stands there
@@ -326,13 +333,6 @@ def _open_door(
     if not numba.config.DISABLE_JIT: warnings.warn(f"format {name!r} {wrong}: it runs in Python, and slower", stacklevel=3)
     _OPEN[name] = _PYTHON_DOOR(_lot_function(_told(name, allocate), _told(name, pay), _note_units, _note_payments))
     return ctypes.cast(_OPEN[name], ctypes.c_void_p).value or 0, False
-
-
-def _clear_by(address: int, lot: np.ndarray, n_items: int, reserve: float) -> tuple[np.ndarray, np.ndarray]:
-    "Units and payments of one lot by the format at an address."
-    won, paid = np.zeros(len(lot), np.int64), np.zeros(len(lot))
-    clear_at(address, np.ascontiguousarray(lot), lot.shape[0], lot.shape[1], n_items, reserve, won, paid)
-    return won, paid
 
 # %% ../../nbs/11_auction.ipynb #register
 def _check_new(
