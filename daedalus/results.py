@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import daedalus
+from ._runtime import added_code
 
 # %% ../nbs/01_results.ipynb #folders
 PACKAGE = Path(daedalus.__path__[0])  # folder of the library's modules
@@ -350,13 +351,14 @@ def provenance(
         raise ValueError(f"params must hold 'seed', and has only: {', '.join(params) or 'nothing'}")
     notebook = os.environ.get("DAEDALUS_NOTEBOOK")
     code = notebook_code(notebook) if notebook else "import daedalus"
+    added = added_code()  # what a user has added by name, such as a format
     return {
         "notebook": Path(notebook).stem if notebook else None,
         "notebook_hash": short_hash(code) if notebook else None,
         "library_hash": library_hash(modules_used(code)),
         "parameters": dict(params),
         "versions": versions(),
-    }
+    } | ({"added": added} if added else {})
 
 # %% ../nbs/01_results.ipynb #plain
 def _plain(

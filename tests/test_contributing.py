@@ -14,7 +14,7 @@ from daedalus.results import CHECKOUT
 
 TEXT = (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)(?: (\S+)#([\w-]+)(?: below ([\w-]+))?)?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
-RECIPES = ("A bidder", "A lever", "A reward", "A designer")
+RECIPES = ("A bidder", "A format", "A lever", "A reward", "A designer")
 
 
 def blocks(heading):

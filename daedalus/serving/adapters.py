@@ -25,6 +25,7 @@ from ..market.noise import fill_uniforms
 from ..results import install_hint
 from ..schema import (
     DEFAULT_MECHANISM, FIELDS, LEVERS, Mechanism, MechanismError, MechanismFields, Observation, Positive, Record, Share,
+    known_auction_types,
     seed_number, whole)
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def announce(
     clearing: Clearing,  # of these bids: one lot
 ) -> dict[str, np.ndarray]:  # by name, float64: price [1], winners, bids and distribution [bidders]
     """What all bidders learn of a lot: its price, who won, the bids by bidder, and the bids in descending order."""
-    price = clearing.payments.sum() / max(1, clearing.units.sum())
+    price = np.where(clearing.units > 0, clearing.payments, 0.0).sum() / max(1, clearing.units.sum())   # what winners paid
     said = {"price": (mechanism.reveal_clearing_price, np.array([price])),
             "winners": (mechanism.reveal_winner_identity, clearing.units[0].astype(np.float64)),
             "bids": (mechanism.reveal_competing_bids, bids),
@@ -192,7 +193,8 @@ def _bidder_spaces(
     sizes = {"value": 1, "units": 1, "paid": 1, "price": 1, "winners": bidders, "bids": bidders,
              "distribution": bidders}
     seen: dict[str, spaces.Space] = {name: spaces.Box(UNKNOWN, 1, (size,), np.float64) for name, size in sizes.items()}
-    seen["rules"] = spaces.Box(UNKNOWN, max(lever.top for lever in LEVERS.values()), (len(FIELDS),), np.float64)
+    highest = max(len(known_auction_types()) - 1, *(lever.top for lever in LEVERS.values()))
+    seen["rules"] = spaces.Box(UNKNOWN, highest, (len(FIELDS),), np.float64)
     return spaces.Dict(seen), spaces.Box(0, 1, (1,), np.float64)
 
 # %% ../../nbs/57_adapters.ipynb #next-key

@@ -30,7 +30,8 @@ from ..env import SUITES, Episodes, open_episodes, outcome_of, play_step, suite
 from ..market.engine import LOTS, WARM_UP, Session, new_market
 from ..results import data_dir, repository
 from ..schema import (
-    DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, Mechanism, MechanismError, Objective, Outcome, SwitchLever)
+    DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, FormatLever, Mechanism, MechanismError, Objective, Outcome,
+    SwitchLever, known_auction_types)
 from ..studies.style import bidder_look
 from ..market.record import watch
 
@@ -509,7 +510,8 @@ def _lever_control(
         return gr.Slider(lever.settings[0], lever.settings[-1], step=lever.step, **known)
     if isinstance(lever, SwitchLever):
         return gr.Checkbox(**known)
-    return gr.Dropdown([(lever.words(choice), choice) for choice in lever.settings], **known)
+    choices = known_auction_types() if isinstance(lever, FormatLever) else lever.settings
+    return gr.Dropdown([(lever.words(choice), choice) for choice in choices], **known)
 
 # %% ../../nbs/55_arena.ipynb #controls
 AUTO, PAUSE = "Auto", "Pause"
