@@ -1,15 +1,22 @@
 """Formats are objects of a registry: the three built in keep their rules, unknown ones are refused, users add their own."""
 
+import importlib.util
+import pickle
+from pathlib import Path
+
+import cloudpickle
+import numba
 import numpy as np
 import pytest
 
 import daedalus as dd
-from daedalus import schema
+from daedalus import _runtime, jobs, results, schema
 from daedalus._runtime import ADDED
-from daedalus.market import auction, bidders, engine
+from daedalus.market import auction, bidders, engine, record
 from daedalus.market.auction import FORMATS, clear, format_of, highest_bids, register_format, unit_price
 from daedalus.market.learners import auction_game
 from daedalus.schema import AUCTION_TYPES, LEVERS, Mechanism, MechanismError
+from daedalus.serving import arena
 from daedalus.studies import exploit
 
 
@@ -153,3 +160,93 @@ def test_a_fault_in_the_market_is_one_sentence(registry):
         registry("late", allocate=highest_bids, pay=fails_late)
     with pytest.raises(ValueError, match="format 'late': pay does not give one finite number .* in a lot of this market"):
         dd.simulate(Mechanism(auction_type="late"), dd.Population(truthful=5), 0, steps=1)
+
+
+def outside(name):
+    """A user's file, run as a module: it registers its format."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("outside") / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["mix_format", "all_pay"])
+def test_a_users_format_earns_what_theory_says(registry, name):
+    mine = outside(name)
+    for n in (2, 3, 5, 8):
+        mean, error = mine.revenue(n, 200_000)
+        assert abs(mean - (n - 1) / (n + 1)) < 4 * error
+
+
+@pytest.mark.slow
+def test_learners_find_the_equilibrium_of_a_users_format(registry):
+    mix, all_pay = outside("mix_format"), outside("all_pay")
+    assert abs(mix.learned(2) - 2 / 3) < 0.03 and abs(all_pay.learned(2) - 1 / 2) < 0.03
+    assert abs(mix.market(3) - 4 / 5) < 0.03
+    assert all_pay.regret(2) < 0.005
+
+
+def test_losers_pay_where_the_format_makes_them(registry):
+    outside("all_pay")
+    sold = clear([[0.9, 0.7, 0.4]], "all_pay")
+    assert FORMATS["all_pay"].losers_pay and sold.payments.tolist() == [[0.9, 0.7, 0.4]] and sold.units.tolist() == [[1, 0, 0]]
+    honest, keys = dd.Population(truthful=4, return_rate=0.0), [(0, 0), (0, 1)]
+    paid = {name: dd.simulate(Mechanism(auction_type=name, reserve_price=0.0), honest, keys, steps=1).revenue.mean()
+            for name in ("first_price", "all_pay")}
+    assert paid["all_pay"] == pytest.approx(4 * 0.65, abs=0.2) and paid["first_price"] < 1
+
+
+def test_episodes_evaluation_and_records_take_a_registered_format(registry):
+    registry("first_again", allocate=highest_bids, pay=own_bids)
+    mine = Mechanism(auction_type="first_again")
+    env = dd.DaedalusEnv(dd.Population.stage(1), episode_length=2)
+    env.reset(seed=0)
+    seen = env.step(mine)
+    assert seen.mechanism == mine and '"auction_type":"first_again"' in seen.prompt()
+    assert dd.Observation.from_json(seen.to_json()) == seen
+    table = dd.evaluate({"mine": lambda observation: mine}, suite="stages", episodes=5, steps=1)
+    assert len(table) == 5
+
+
+@pytest.mark.slow
+def test_a_registered_format_is_watched_lot_by_lot(registry):
+    registry("first_again", allocate=highest_bids, pay=own_bids)
+    state = engine.new_market(dd.Population.stage(1), 0)
+    first, again = (record.watch(state, Mechanism(auction_type=name, reveal_bid_distribution=True))
+                    for name in ("first_price", "first_again"))
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(first, again))
+
+
+def test_kept_jobs_and_results_tell_what_was_added(registry):
+    job = jobs.Job(auction.second_price_revenue, (2, 0.0))
+    names, told = [jobs.job_name(job)], [results.provenance({"seed": 0})]
+    registry("first_again", allocate=highest_bids, pay=own_bids)
+    names.append(jobs.job_name(job))
+    told.append(results.provenance({"seed": 0}))
+    assert names[0] != names[1] and "added" not in told[0] and len(told[1]["added"]) == 16
+
+
+def test_a_job_in_another_process_knows_the_format(registry):
+    outside("all_pay")
+    job = jobs.Job(auction.second_price_revenue, (2, 0.0))
+    sent = pickle.loads(cloudpickle.dumps(list(ADDED.values())))
+    ADDED.clear()
+    FORMATS.pop("all_pay")
+    schema._REGISTERED.clear()
+    jobs._call(job, added=sent)
+    assert clear([[0.9, 0.7]], "all_pay").payments.tolist() == [[0.9, 0.7]]
+
+
+@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
+def test_replaced_code_is_answered_with_the_registry(monkeypatch):
+    monkeypatch.setattr(auction, "FIRST_PRICE", 0.0)
+    with pytest.raises(_runtime.ChangedCodeError, match="register what is new by name .*register_format"):
+        _runtime.check_compiled()
+
+
+def test_pages_offer_a_registered_format(registry):
+    gradio = pytest.importorskip("gradio")
+    registry("first_again", allocate=highest_bids, pay=own_bids)
+    with gradio.Blocks():
+        control = arena._lever_control(gradio, "auction_type")
+    assert ("first again", "first_again") in control.choices
