@@ -115,7 +115,7 @@ def test_a_registered_format_is_written_and_read_and_never_drawn(registry):
 @pytest.mark.parametrize("name, changes, sentence", [
     ("vcg", {}, "format 'vcg' is built in"),
     ("Mine!", {}, "name must be up to 40 small letters, digits and _, a letter first, not 'Mine!'"),
-    ("mine", {"pay": lambda bids: bids}, r"pay must be a function of \(bids, won, n_items, reserve\), not <function"),
+    ("mine", {"pay": lambda bids: bids}, r"pay must be a function of \(bids, won, n_items, reserve\), not <lambda>\(bids\)"),
     ("mine", {"allocate": 3}, r"allocate must be a function of \(bids, n_items, reserve\), not 3"),
     ("mine", {"pay": lambda bids, won, n_items, reserve: won * np.inf}, "does not give one finite number of at least 0"),
     ("mine", {"pay": lambda bids, won, n_items, reserve: won[:1] * 0.5}, "does not give one finite number of at least 0"),

@@ -346,7 +346,8 @@ def _check_new(
                                   ("pay", pay, ("bids", "won", "n_items", "reserve"))):
         try: inspect.signature(function).bind(*takes)
         except (TypeError, ValueError):
-            raise ValueError(f"{what} must be a function of ({', '.join(takes)}), not {reprlib.repr(function)}") from None
+            shown = f"{function.__name__}{inspect.signature(function)}" if inspect.isfunction(function) else repr(function)
+            raise ValueError(f"{what} must be a function of ({', '.join(takes)}), not {shown}") from None
 
 
 def register_format(
