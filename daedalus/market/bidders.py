@@ -784,5 +784,6 @@ def opening_memory(
     elif population.learning == "level_k":
         market = population.bidders, population.n_items, population.value_low, population.value_high
         played = [level_arm(level, *market) for level in LEVELS]
-        for at, i in enumerate(np.flatnonzero((kinds != TRUTHFUL) & (kinds < REGISTERED_FROM))): memory[i, played[at % len(LEVELS)]] = 1.0
+        reasoning = np.flatnonzero((kinds != TRUTHFUL) & (kinds < REGISTERED_FROM))
+        for at, i in enumerate(reasoning): memory[i, played[at % len(LEVELS)]] = 1.0
     return memory

@@ -94,7 +94,7 @@ class MarketState(NamedTuple):
     belief: np.ndarray      # float64 [batch, 4]: entry outlook, remembered price, ring trust, ring gain
     memory: np.ndarray      # float64 [batch, n, numbers]: what each registered bidder keeps; of size 0 without one
     seen: np.ndarray        # float64 [batch, LOTS, n, seen]: the last session, by name of SEEN; of size 0 likewise
-    tries: np.ndarray       # float64 [batch, n, MOVES]: how often each saw an arm's payoff; [batch, 0, MOVES] where no rule counts
+    tries: np.ndarray       # float64 [batch, n, MOVES]: how often each saw an arm's payoff; n is 0 where no rule counts
 
     def copy(self) -> "MarketState":
         "An independent copy."

@@ -32,7 +32,8 @@ class Trade(Record):
     def _range(self):
         """A range that is one, with more than one amount of money in it."""
         if not self.amount(self.low) < self.amount(self.high):
-            raise ValueError(f"low must be below high ({self.high:g}), by one unit of {self.currency} at least, not {self.low:g}")
+            least = f"by one unit of {self.currency} at least"
+            raise ValueError(f"low must be below high ({self.high:g}), {least}, not {self.low:g}")
         return self
 
     def amount(self, number: float) -> Decimal:
