@@ -87,7 +87,8 @@ def _small_markets(
     name: str, # of a registered type
 ) -> MarketState:
     "Small markets before their first session."
-    kinds = (dict(truthful=2), {}, dict(colluder=2, n_items=2), dict(exploiter=1, shader=1, n_items=3))
+    kinds: list[dict[str, int]] = [
+        dict(truthful=2), {}, dict(colluder=2, n_items=2), dict(exploiter=1, shader=1, n_items=3)]
     people = [Population(**{name: 1 + at % 3 // 2 + (not kinds[at % 4])}, **kinds[at % 4]) for at in range(CHECKED)]
     return new_market(people, np.arange(CHECKED))
 
