@@ -366,8 +366,7 @@ def register_format(
     code = function_code(allocate, pay)
     if name in FORMATS:
         if ADDED["format", name].code == code: return FORMATS[name]
-        raise ValueError(f"format {name!r} is registered already, with other functions: choose another name, "
-                         "or restart the program")
+        raise ValueError(f"format {name!r} is registered with other functions: choose another name, or restart the program")
     trials = _try_format(name, allocate, pay)
     losers_pay = any(((won == 0) & (paid > 0)).any() for won, paid in trials)
     address, machine = _open_door(name, allocate, pay, trials)
