@@ -136,7 +136,7 @@ def test_the_same_format_again_is_no_other(registry):
 
     first = registry("part", allocate=highest_bids, pay=priced(0.5))
     assert registry("part", allocate=highest_bids, pay=priced(0.5)) is first
-    with pytest.raises(ValueError, match="format 'part' is registered already, with other functions"):
+    with pytest.raises(ValueError, match="format 'part' is registered with other functions"):
         registry("part", allocate=highest_bids, pay=priced(0.4))
 
 
