@@ -103,7 +103,7 @@ def signals_as_interrupts() -> Iterator[None]:
         for number in mine:
             signal.signal(number, signal.SIG_DFL)
 
-# %% ../nbs/62_cli.ipynb #sentence
+# %% ../nbs/62_cli.ipynb #unfinished
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # a disk that is full or not ours
 
 EXTRAS = {"inference": "designer", "train": "train", "ablate": "train", "search": "search",
@@ -118,6 +118,24 @@ def _raised_by_us(
     return PACKAGE in Path(frame.filename).parents
 
 
+def _unfinished(
+    command: str,  # its name
+    error: BaseException,  # that ended it
+) -> tuple[str, int] | None:
+    """What an error means for who runs a command, in a sentence, and the exit code; None for a defect of ours."""
+    if isinstance(error, ValueError) and _raised_by_us(error):
+        return str(error), 2
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        return f"this needs {package}: {install_hint(package, EXTRAS.get(command))} brings it", 1
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror}", 1
+    if isinstance(error, KeyboardInterrupt):
+        number = error.args[0] if isinstance(error, Ended) else signal.SIGINT
+        return "interrupted; run the same command again to resume", 128 + number
+    return None
+
+# %% ../nbs/62_cli.ipynb #sentence
 def says_what_is_wrong(
     command: Callable[..., int | None],  # a subcommand; an integer that it returns is the exit code
 ) -> Callable[..., None]:
@@ -128,24 +146,11 @@ def says_what_is_wrong(
         try:
             with signals_as_interrupts():
                 code = command(*args, **options)
-        except ValueError as error:
-            if not _raised_by_us(error):
+        except (ValueError, ModuleNotFoundError, OSError, KeyboardInterrupt) as error:
+            if (known := _unfinished(command.__name__, error)) is None:
                 raise
-            typer.echo(f"daedalus: {error}", err=True)
-            code = 2
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            hint = install_hint(package, EXTRAS.get(command.__name__))
-            typer.echo(f"daedalus: this needs {package}: {hint} brings it", err=True)
-            code = 1
-        except OSError as error:
-            if error.errno not in UNWRITABLE:
-                raise
-            typer.echo(f"daedalus: {error.filename or 'a file'} cannot be written: {error.strerror}", err=True)
-            code = 1
-        except KeyboardInterrupt as interrupt:
-            typer.echo("daedalus: interrupted; run the same command again to resume", err=True)
-            code = 128 + (interrupt.args[0] if isinstance(interrupt, Ended) else signal.SIGINT)
+            sentence, code = known
+            typer.echo(f"daedalus: {sentence}", err=True)
         raise typer.Exit(code or 0)
 
     return wrapped
@@ -296,6 +301,13 @@ def _push(
 IMAGE = f"daedalus-train:{__version__}"  # what Dockerfile.train calls the image that it makes
 
 
+def _words(
+    options: dict[str, object],
+) -> list[str]:
+    """Options as words of a command; None: not given."""
+    return [str(word) for option, value in options.items() if value is not None for word in (option, value)]
+
+
 def _run_as_job(
     job: "HubJob",
     dry_run: bool,  # only print the line that would do it
@@ -324,6 +336,39 @@ def _show_reports(
     typer.echo(pd.DataFrame(report_rows(reports)).to_string(index=False))
     typer.echo(f"trained designer: {output}")
 
+# %% ../nbs/62_cli.ipynb #train-here
+def _chosen(
+    name: str,  # of a profile
+    base_model: str | None,  # folder or hub name; None: that of the profile
+) -> "Profile":
+    """A profile of training, with the base model that was asked for."""
+    from daedalus.training.train import profile
+
+    known = profile(name)
+    return known.replace(policy=known.policy.replace(base_model=base_model)) if base_model else known
+
+
+def _train_here(
+    profile: str,
+    chosen: "Profile",  # with the base model that was asked for
+    places: tuple[Path, Path, Path | None],  # folders of the phases and of the designer, and a file for the record
+    push: str | None,  # OWNER/NAME, or not
+    **options,  # of `daedalus.training.train.train`
+) -> int:  # the exit code
+    """Train on this machine, once all that can be known beforehand is in order."""
+    from daedalus.training.train import train as run
+
+    work, output, record = places
+    _check_training(chosen.policy, {"--work": work, "--output": output})
+    _check_push(push)
+    if record:
+        check_output(record)
+    trained = run(profile, work=work, output=output, **options)
+    if record:
+        write_text(record, json.dumps(trained) + "\n")
+    _show_reports(trained["reports"], output)
+    return _push(output, push) if push else 0
+
 # %% ../nbs/62_cli.ipynb #train
 @app.command()
 @says_what_is_wrong
@@ -346,36 +391,23 @@ def train(
 
     Phase follows phase; a training that was interrupted goes on when the same command is given again.
     """
-    if seed < 0:
-        raise ValueError(f"--seed must be 0 or more, not {seed}")
-    if episodes < 1:
-        raise ValueError(f"--episodes must be 1 or more, not {episodes}")
+    for option, count, least in (("--seed", seed, 0), ("--episodes", episodes, 1)):
+        if count < least:
+            raise ValueError(f"{option} must be {least} or more, not {count}")
     _quieten()
-    from daedalus.training import train as trainer
     from daedalus.training.export import hub_job as job
 
-    chosen = trainer.profile(profile)
-    if base_model:
-        chosen = chosen.replace(policy=chosen.policy.replace(base_model=base_model))
+    chosen = _chosen(profile, base_model)
     if hub_job:
-        options = {"--seed": seed, "--episodes": episodes, "--base-model": base_model, "--push": push}
-        words = [str(word) for option, value in options.items() if value is not None for word in (option, value)]
+        words = _words({"--seed": seed, "--episodes": episodes, "--base-model": base_model, "--push": push})
         _run_as_job(job(profile, image, flavor, timeout, words), dry_run)
         return 0
     if dry_run:
         typer.echo("\n".join(_plan(chosen)))
         return 0
     work = work or Path("build", "training", f"{profile}-{seed}")
-    output = output or work / "designer"
-    _check_training(chosen.policy, {"--work": work, "--output": output})
-    _check_push(push)
-    if record:
-        check_output(record)
-    trained = trainer.train(profile, seed, work, output, episodes, base_model)
-    if record:
-        write_text(record, json.dumps(trained) + "\n")
-    _show_reports(trained["reports"], output)
-    return _push(output, push) if push else 0
+    return _train_here(profile, chosen, (work, output or work / "designer", record), push, seed=seed, episodes=episodes,
+                       base_model=base_model)
 
 # %% ../nbs/62_cli.ipynb #ablate
 @app.command()
@@ -468,7 +500,7 @@ def search(
     typer.echo(f"written: {output}")
     return 0
 
-# %% ../nbs/62_cli.ipynb #reproduce
+# %% ../nbs/62_cli.ipynb #check-jobs
 def _check_jobs(
     jobs: int | None,
 ) -> None:
@@ -476,7 +508,7 @@ def _check_jobs(
     if jobs is not None and jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, not {jobs}")
 
-
+# %% ../nbs/62_cli.ipynb #reproduce
 @app.command()
 @says_what_is_wrong
 def reproduce(
@@ -550,7 +582,7 @@ def trace(
 
     typer.echo("\n".join(lines(number)))
 
-# %% ../nbs/62_cli.ipynb #serve
+# %% ../nbs/62_cli.ipynb #check-port
 def _check_port(
     host: str,
     port: int,
@@ -566,7 +598,7 @@ def _check_port(
     except OSError as error:
         raise ValueError(f"--host {host} --port {port} cannot be listened on: {error.strerror}") from None
 
-
+# %% ../nbs/62_cli.ipynb #serve
 @app.command()
 @says_what_is_wrong
 def serve(

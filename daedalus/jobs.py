@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WATCHED', 'Finished', 'PATIENCE', 'ANSWER', 'Job', 'Done', 'JobError', 'package_version', 'code_hash', 'job_name',
-           'run_jobs', 'cost', 'made_by']
+           'cost', 'run_jobs', 'made_by']
 
 # %% ../nbs/04_jobs.ipynb #imports
 import ast
@@ -88,7 +88,7 @@ def _exact(
     raise ValueError("a job's arguments must be numbers, texts, mechanisms, populations, or lists or dictionaries of "
                      f"them, not {reprlib.repr(value)}")
 
-# %% ../nbs/04_jobs.ipynb #code-hash
+# %% ../nbs/04_jobs.ipynb #package-version
 WATCHED = ("cma", "optuna", "peft", "tokenizers", "torch", "transformers", "trl")   # beside those of `versions`
 
 
@@ -101,7 +101,7 @@ def package_version(
     except PackageNotFoundError:
         return None
 
-
+# %% ../nbs/04_jobs.ipynb #modules-beside
 def _imports(
     file: Path,  # a module
     root: Path,  # what the names of modules begin at
@@ -129,7 +129,7 @@ def _modules_beside(
         waiting |= {path for path in _imports(at, root) if own in path.parents and PACKAGE not in path.parents} - known
     return sorted(known)
 
-
+# %% ../nbs/04_jobs.ipynb #code-hash
 @cache
 def code_hash(
     function: Callable, # of a module
@@ -293,6 +293,26 @@ def _on_cluster(
         except CancelledError:
             raise JobError(f"cluster {address!r} went away before all jobs were finished") from None
 
+# %% ../nbs/04_jobs.ipynb #cost
+def cost(
+    done: Sequence[Done],  # at least one
+) -> dict[str, float]:
+    "What jobs took: their number, how many were kept, and seconds of processor time and rounds in all and per job."
+    seconds, rounds = sum(each.seconds for each in done), sum(each.rounds for each in done)
+    return {"jobs": len(done), "kept": sum(each.kept for each in done), "seconds": seconds, "rounds": rounds,
+            "seconds per job": seconds / len(done), "rounds per job": rounds / len(done)}
+
+
+def _told(
+    done: Sequence[Done],
+) -> str:
+    "What jobs took, in a sentence."
+    if not done: return "0 jobs"
+    took = cost(done)
+    return (f"{took['jobs']:,} jobs ({took['kept']:,} kept from before), at most {took['rounds']:,} simulated rounds, "
+            f"{took['seconds']:.1f} s of processor time: {took['seconds per job']:.3f} s and "
+            f"{took['rounds per job']:,.0f} rounds each")
+
 # %% ../nbs/04_jobs.ipynb #place
 def _finished(
     jobs: Sequence[Job],
@@ -333,26 +353,6 @@ def run_jobs(
     results = [result for result in done if result]
     logging.getLogger(__name__).info("%s: %s", what, _told(results))
     return results
-
-# %% ../nbs/04_jobs.ipynb #cost
-def cost(
-    done: Sequence[Done],  # at least one
-) -> dict[str, float]:
-    "What jobs took: their number, how many were kept, and seconds of processor time and rounds in all and per job."
-    seconds, rounds = sum(each.seconds for each in done), sum(each.rounds for each in done)
-    return {"jobs": len(done), "kept": sum(each.kept for each in done), "seconds": seconds, "rounds": rounds,
-            "seconds per job": seconds / len(done), "rounds per job": rounds / len(done)}
-
-
-def _told(
-    done: Sequence[Done],
-) -> str:
-    "What jobs took, in a sentence."
-    if not done: return "0 jobs"
-    took = cost(done)
-    return (f"{took['jobs']:,} jobs ({took['kept']:,} kept from before), at most {took['rounds']:,} simulated rounds, "
-            f"{took['seconds']:.1f} s of processor time: {took['seconds per job']:.3f} s and "
-            f"{took['rounds per job']:,.0f} rounds each")
 
 # %% ../nbs/04_jobs.ipynb #made-by
 def made_by(

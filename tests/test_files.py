@@ -123,7 +123,7 @@ def test_the_hash_of_a_flat_library_is_what_it_was(monkeypatch, tmp_path):
 def test_a_file_in_a_data_folder_s_folder_is_an_input(tmp_path, monkeypatch):
     deep = results.write_text(tmp_path / "tenders" / "one" / "bids.csv", "1")
     monkeypatch.setenv("DAEDALUS_DATA_DIR", str(tmp_path))
-    cell = dict(cell_type="code", id="defaults", metadata={"tags": ["parameters"]}, source="folder = 'tenders'")
+    cell = dict(cell_type="code", id="defaults", metadata={"tags": ["parameters"]}, source="#| reads: tenders/")
     path = results.write_text(tmp_path / "30.ipynb", json.dumps({"cells": [cell]}))
     assert deep in reproduce.inputs(path, "smoke")
 

@@ -235,32 +235,111 @@ def test_a_result_is_an_input_of_who_reads_it_not_of_who_wrote_it(write_notebook
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path / "data")
     monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
     result = results.write_text(tmp_path / "build" / "results" / "smoke" / "best.json", '{"value": 1}')
-    read, write = 'value = read_result("best")', 'write_result("best", value, {"seed": 0})'
-    sources = {"29_earlier": read, "30_writer": f"{read}\n{write}", "31_reader": read, "32_other": "best = {'best': 1}"}
+    sources = {"29_reader": "#| reads: results/best", "30_writer": "#| writes: results/best", "32_other": "read_result('best')"}
     made = {name: write_notebook(code_cell("defaults", code, "parameters"), name=name)
             for name, code in sources.items()}
     monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: list(made.values()))
     assert reproduce.writers() == {"best": "30_writer"}
-    assert reproduce.inputs(made["31_reader"], "smoke") == [result]
-    assert reproduce.inputs(made["31_reader"], "paper") == reproduce.inputs(made["31_reader"], "verify") == []
-    assert [reproduce.inputs(made[name], "smoke") for name in ("29_earlier", "30_writer", "32_other")] == [[], [], []]
+    assert reproduce.inputs(made["29_reader"], "smoke") == [result]
+    assert reproduce.inputs(made["29_reader"], "paper") == reproduce.inputs(made["29_reader"], "verify") == []
+    assert [reproduce.inputs(made[name], "smoke") for name in ("30_writer", "32_other")] == [[], []]
     assert {name: reproduce.dependencies(path) for name, path in made.items()} == {
-        "29_earlier": [], "30_writer": [], "31_reader": ["30_writer"], "32_other": []}
+        "29_reader": ["30_writer"], "30_writer": [], "32_other": []}
 
 
-def test_a_result_that_the_library_reads_is_an_input(package, write_notebook, monkeypatch):
-    (package / "base.py").write_text('x = read_result("best")\ny = "worst"')
-    write = 'write_result("best", 1, {"seed": 0})\nwrite_result("worst", 1, {"seed": 0})'
-    writer = write_notebook(code_cell("defaults", write, "parameters"), name="30_writer")
-    reader = write_notebook(code_cell("defaults", "from daedalus.top import late", "parameters"), name="31_reader")
-    monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: [writer, reader])
-    assert reproduce.results_read(reader) == {"best": "30_writer"}
+def declaring(write_notebook, monkeypatch, **lines):
+    """Notebooks with these lines in their `parameters` cells, as all that there are."""
+    made = {name: write_notebook(code_cell("defaults", code, "parameters"), name=name) for name, code in lines.items()}
+    monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: list(made.values()))
+    return made
+
+
+@pytest.mark.parametrize(("lines", "sentence"), [
+    ({"a": "#| reads: results/best"}, "a.ipynb reads 'results/best', which is not there, and no notebook writes it"),
+    ({"a": "#| reads: bids.csv"}, "a.ipynb reads 'bids.csv', which is not there, and no notebook writes it"),
+    ({"a": "#| reads: results/two\n#| writes: results/one", "b": "#| reads: results/one\n#| writes: results/two"},
+     "notebooks read one another's results: a, b, a"),
+    ({"a": "#| writes: results/one", "b": "#| writes: results/one?"},
+     "result 'one' is written by a and b: one of them may write it"),
+], ids=["no writer", "no file", "circle", "two writers"])
+def test_declarations_that_do_not_fit_together_are_refused(write_notebook, tmp_path, monkeypatch, lines, sentence):
+    monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path)
+    results.write_text(tmp_path / "params.json", '{"smoke": {}}')
+    made = declaring(write_notebook, monkeypatch, **lines)
+    with pytest.raises(ValueError) as refused:
+        reproduce.in_order(list(made.values()))
+    assert str(refused.value) == sentence
+
+
+def test_a_file_that_may_be_missing_needs_no_writer(write_notebook, tmp_path, monkeypatch):
+    made = declaring(write_notebook, monkeypatch, a="#| reads: bids.csv? results/best?")
+    reproduce.check_declared(list(made.values()))
+    assert reproduce.inputs(made["a"], "smoke") == []
+
+
+USES = {"reads results/theory": "read_result('theory')", "reads claims.json": "data_file('claims.json').read_text()",
+        "reads designer/config.json": "open('{data}/designer/config.json').close()",
+        "reads params.json": "subprocess.run([sys.executable, '-c', 'import daedalus.results; open(\"{data}/params.json\")'], check=True)",
+        "writes results/example": "write_result('example', 1, dict(seed=0))",
+        "writes figures/example": "save_figure(Figure(), 'example')"}
+START = "import subprocess, sys\nfrom daedalus.results import *\nfrom matplotlib.figure import Figure\n"
+
+
+def test_a_notebook_uses_what_it_declares(write_notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
+    lines = "#| reads: results/theory claims.json? designer/\n#| reads: params.json\n#| writes: results/example figures/example\n"
+    code = "\n".join(USES.values()).format(data=results.data_dir()) + "\nread_result('example')   # its own"
+    path = write_notebook(code_cell("defaults", lines + START, "parameters"), code_cell("use", code))
+    assert reproduce.run_notebook(path, {}, tmp_path / "out.ipynb").exists()
+    assert {file.name for file in reproduce.outputs(path, "smoke")} == {"example.json", "example.pdf", "example.png"}
+    assert all(file.exists() for file in reproduce.outputs(path, "smoke"))
+
+
+def test_what_a_notebook_does_not_declare_is_refused_even_where_it_goes_on(write_notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
+    attempts = [f"try: {use}\nexcept (ValueError, subprocess.CalledProcessError): pass\nelse: raise SystemExit" for use in USES.values()]
+    code = "\n".join(attempts).format(data=results.data_dir())
+    path = write_notebook(code_cell("defaults", f"#| reads: open_suite.json?\n{START}", "parameters"), code_cell("use", code))
+    with pytest.raises(reproduce.NotebookError) as told:
+        reproduce.run_notebook(path, {}, tmp_path / "out.ipynb")
+    assert str(told.value).splitlines() == [
+        f"example.ipynb {kind} {name!r} and does not say so: name it in the line '#| {kind}:' of its parameters cell"
+        for kind, name in sorted(tuple(use.split()) for use in USES)]
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_an_undeclared_read_fails_in_its_cell(write_notebook, tmp_path):
+    path = write_notebook(code_cell("defaults", "n = 1", "parameters"),
+                          code_cell("use", "from daedalus.results import read_result\nread_result('theory')"))
+    with pytest.raises(reproduce.NotebookError, match="example.ipynb failed in cell 'use': ValueError: example.ipynb reads 'results/theory'"):
+        reproduce.run_notebook(path, {}, tmp_path / "out.ipynb")
+
+
+def test_what_is_declared_and_not_used_is_told(write_notebook, tmp_path):
+    path = write_notebook(code_cell("defaults", "#| reads: claims.json search/?\n#| writes: results/none", "parameters"))
+    with pytest.raises(reproduce.NotebookError) as told:
+        reproduce.run_notebook(path, {}, tmp_path / "out.ipynb")
+    assert str(told.value).splitlines() == ["example.ipynb says that it reads 'claims.json' and does not",
+                                            "example.ipynb says that it writes 'results/none' and does not"]
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_declares_the_results_and_figures_that_its_code_names(path):
+    code, said = results.notebook_code(path), results.declared(path)
+    writes = {name.removesuffix("?") for name in said["writes"]}
+    kept = {f"results/{name}" for name in re.findall(r'\bwrite_result\("([\w-]+)"', code)}
+    drawn = {f"figures/{name}" for name in re.findall(r'\bsave_figure\([\w.]+, "([\w-]+)"', code)}
+    assert {name for name in writes if not name.startswith("paper/")} == kept | drawn
+    read = {f"results/{name}" for name in re.findall(r'(?<!def )\bread_result\("([\w-]+)"', code)}
+    assert read <= {name.removesuffix("?") for name in said["reads"]} | writes
+    assert len(set(said["reads"] + said["writes"])) == len(said["reads"] + said["writes"])
 
 
 def test_data_from_outside_is_an_input(write_notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("DAEDALUS_DATA_DIR", str(tmp_path))
     bids = results.write_text(tmp_path / "bids.csv", "bid\n")
-    reader = write_notebook(code_cell("defaults", "bids = read('bids.csv')", "parameters"))
+    reader = write_notebook(code_cell("defaults", "#| reads: bids.csv", "parameters"))
     assert reproduce.inputs(reader, "smoke") == [bids]
 
 
@@ -275,14 +354,14 @@ def project(write_notebook, tmp_path, monkeypatch):
     results.write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {}}')
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path / "data")
 
-    def write(number):
+    def write(number, **names):
         check = "import pathlib\nassert not pathlib.Path('broken').exists()"
         keep = f'from daedalus.results import write_result\nwrite_result("best", {number} // 2, {{"seed": 0}})'
         read = 'from daedalus.results import read_result\nprint("best:", read_result("best"))'
-        start = code_cell("defaults", "n = 1", "parameters")
-        sources = {"30_writer": [code_cell("check", check), code_cell("keep", keep)],
-                   "31_reader": [code_cell("read", read)], "32_apart": [code_cell("show", "print(n)")]}
-        made = [write_notebook(start, *cells, name=name) for name, cells in sources.items()]
+        sources = {"30_writer": ("#| writes: results/best\n", code_cell("check", check), code_cell("keep", keep)),
+                   "31_reader": ("#| reads: results/best\n", code_cell("read", read)), "32_apart": ("", code_cell("show", "print(n)"))}
+        made = [write_notebook(code_cell("defaults", f"{said}n = 1", "parameters"), *cells, name=names.get(name, name))
+                for name, (said, *cells) in sources.items()]
         monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: made)
         return made
 
@@ -311,6 +390,38 @@ def test_only_what_depends_on_a_change_runs_again(project, capfd):
     assert "2 ran, 1 were current" in capfd.readouterr().out
     assert reproduce.printed(reproduce.built(reader, "smoke")) == "best: 4"
     assert set(states().values()) == {"current"}
+
+
+def test_a_notebook_s_name_has_no_meaning(project, capfd):
+    """Renumbered, the reader stands before the writer, and waits for it all the same."""
+    names = {"30_writer": "95_writer", "31_reader": "05_first", "32_apart": "index2"}
+    made = project(6, **names)
+    assert reproduce.reproduce("smoke", jobs=2) == 0
+    assert "3 ran, 0 were current" in capfd.readouterr().out
+    assert reproduce.printed(reproduce.built(made[1], "smoke")) == "best: 3"
+    assert reproduce.dependencies(made[1]) == ["95_writer"]
+    assert reproduce.reproduce("smoke") == 0
+    assert "0 ran, 3 were current" in capfd.readouterr().out
+    assert [file.name for file in reproduce.inputs(made[1], "smoke")] == ["best.json"]
+
+
+def test_a_run_resumes_though_doit_has_forgotten_what_it_noted(project, tmp_path, capfd):
+    project(2)
+    assert reproduce.reproduce("smoke") == 0
+    (tmp_path / "doit.json").unlink()   # as after a power cut
+    assert reproduce.reproduce("smoke") == 0
+    assert "0 ran, 3 were current" in capfd.readouterr().out
+    assert reproduce.reproduce("smoke", force=True) == 0
+    assert "3 ran, 0 were current" in capfd.readouterr().out
+
+
+def test_a_result_that_is_gone_is_made_again(project, capfd):
+    project(2)
+    assert reproduce.reproduce("smoke") == 0
+    (reproduce.BUILD / "results" / "smoke" / "best.json").unlink()
+    assert states() == {"30_writer": "to run", "31_reader": "to run", "32_apart": "current"}
+    assert reproduce.reproduce("smoke") == 0
+    assert "1 ran, 2 were current" in capfd.readouterr().out
 
 
 def test_a_failure_stops_only_what_depends_on_it_and_a_rerun_resumes(project, tmp_path, capfd):
@@ -452,10 +563,9 @@ def test_the_long_begin_first_and_the_timed_last(write_notebook, tmp_path, monke
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path)
     lists = {"alone": ["32_timed"], "first": ["33_long", "31_long"]}
     results.write_text(tmp_path / "params.json", json.dumps({"smoke": {}} | lists))
-    sources = {"30_short": "1", "31_long": 'write_result("best", 1, {"seed": 0})', "31_reads": 'read_result("best")',
-               "32_timed": 'write_result("speed", 1, {"seed": 0})', "33_long": "1",
-               "40_reads": 'read_result("speed")\nwrite_result("paper", 1, {"seed": 0})',
-               "41_late": 'read_result("paper")'}
+    sources = {"30_short": "1", "31_long": "#| writes: results/best", "31_reads": "#| reads: results/best",
+               "32_timed": "#| writes: results/speed", "33_long": "1",
+               "40_reads": "#| reads: results/speed\n#| writes: results/paper", "41_late": "#| reads: results/paper"}
     made = [write_notebook(code_cell("defaults", code, "parameters"), name=name) for name, code in sources.items()]
     monkeypatch.setattr(reproduce, "notebooks", lambda folder=None: made)
     assert [path.stem for path in reproduce.in_order(made)] == [

@@ -105,8 +105,8 @@ SHARE, SCREEN = 0.7, 40   # of the exported cells of a notebook that are shown i
 EMPTY = {"bool", "callable", "dir", "hasattr", "help", "id", "isinstance", "issubclass", "print", "repr", "str", "type", "vars"}
 SHOWS = {"print", "display", "show", "save_figure"}
 BEHIND = {
-    "02_schema", "03_tables", "04_jobs", "10_noise", "11_auction", "13_learners", "16_record", "17_env",
-    "60_reproduce", "61_verify", "62_cli", "90_paper"}   # whose turn has not come
+    "02_schema", "03_tables", "10_noise", "11_auction", "13_learners", "16_record", "17_env",
+    "90_paper"}   # whose turn has not come
 LONG = {
     "00_runtime#kept-code": "still to be split",
     "02_schema#types-range": "still to be split",
@@ -115,7 +115,6 @@ LONG = {
     "02_schema#mechanism": "one declaration and its checks",
     "02_schema#brief-class": "still to be split",
     "03_tables#array": "still to be split",
-    "04_jobs#code-hash": "still to be split",
     "11_auction#compile-format": "still to be split",
     "12_bidders#population": "one declaration and its checks",
     "15_engine#state": "one declaration: the arrays of a state",
@@ -132,24 +131,6 @@ LONG = {
     "50_openenv#episode": "still to be split",
     "57_adapters#bidder-class": "a class that is made when PettingZoo is first needed",
     "57_adapters#market-tool": "still to be split",
-    "60_reproduce#environment": "still to be split",
-    "60_reproduce#scheduler": "still to be split",
-    "60_reproduce#run-notebook": "still to be split",
-    "60_reproduce#writers": "still to be split",
-    "60_reproduce#tasks": "still to be split",
-    "60_reproduce#report": "still to be split",
-    "60_reproduce#reproduce": "still to be split",
-    "61_verify#lookup": "still to be split",
-    "61_verify#spot-rewards": "still to be split",
-    "61_verify#rows": "still to be split",
-    "61_verify#recompute": "still to be split",
-    "61_verify#figures": "still to be split",
-    "61_verify#verify": "still to be split",
-    "62_cli#sentence": "still to be split",
-    "62_cli#train": "still to be split",
-    "62_cli#search": "still to be split",
-    "62_cli#reproduce": "still to be split",
-    "62_cli#serve": "still to be split",
     "90_paper#tables": "still to be split",
 }
 

@@ -199,6 +199,7 @@ def notebook(path, *sources):
     return write_text(path, json.dumps(content))
 
 
+SAYS = "#| writes: results/table figures/plot? figures/clock?\n"
 WORK = """from daedalus.results import figures_dir, write_result, write_text
 write_result("table", {"mean": n / 4, "rows": [1, n], "time": 0.1}, {"seed": seed, "n": n})
 write_text(figures_dir() / "plot.svg", f"<svg>{n}</svg>")
@@ -208,7 +209,7 @@ write_text(figures_dir() / "clock.svg", f"<svg>{n}</svg>")"""
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project whose one result was made with n = 2; returns a function that changes the committed value."""
-    path = notebook(tmp_path / "nbs" / "30_table.ipynb", "seed = 0\nn = 1", WORK)
+    path = notebook(tmp_path / "nbs" / "30_table.ipynb", f"{SAYS}seed = 0\nn = 1", WORK)
     for module in (reproduce, verify):
         monkeypatch.setattr(module, "BUILD", tmp_path / "build")
         monkeypatch.setattr(module, "NOTEBOOKS", tmp_path / "nbs")
@@ -292,12 +293,12 @@ def test_a_value_that_is_no_longer_produced_is_missed(project, capfd):
 
 
 def test_a_notebook_that_fails_is_a_miss_and_one_without_data_is_skipped(project, tmp_path, capfd, monkeypatch):
-    notebook(tmp_path / "nbs" / "30_table.ipynb", "seed = 0\nn = 1", "1 / 0", WORK)
+    notebook(tmp_path / "nbs" / "30_table.ipynb", f"{SAYS}seed = 0\nn = 1", "1 / 0", WORK)
     assert verify.verify("paper") == 1
     told = capfd.readouterr().out
     assert "30_table: failed" in told and "failed in cell 'cell-1': ZeroDivisionError" in told
     raises = "from daedalus.studies.screens import DataUnavailable\nraise DataUnavailable('no tenders here')"
-    notebook(tmp_path / "nbs" / "30_table.ipynb", "seed = 0\nn = 1", raises, WORK)
+    notebook(tmp_path / "nbs" / "30_table.ipynb", f"{SAYS}seed = 0\nn = 1", raises, WORK)
 
     def no_data(source):
         raise DataUnavailable("no tenders here")
@@ -310,8 +311,7 @@ def test_a_notebook_that_fails_is_a_miss_and_one_without_data_is_skipped(project
 
 
 def test_a_notebook_that_writes_no_result_here_is_skipped(project, tmp_path, capfd):
-    notebook(tmp_path / "nbs" / "30_table.ipynb", "seed = 0\nn = 1", f"if n < 0:\n    {WORK.splitlines()[0]}",
-             'if n < 0: write_result("table", n, {"seed": seed})')
+    notebook(tmp_path / "nbs" / "30_table.ipynb", "#| writes: results/table?\nseed = 0\nn = 1", "1")
     assert verify.verify("paper") == 0
     assert "30_table: skipped, 30_table writes no table on this machine" in capfd.readouterr().out
 

@@ -73,7 +73,7 @@ def claims() -> list[Claim]:
         raise ValueError(f"data/claims.json: two claims have the id {twice[0]!r}")
     return listed
 
-# %% ../../nbs/61_verify.ipynb #lookup
+# %% ../../nbs/61_verify.ipynb #committed
 def committed_record(
     result: str,  # file in data/results, or with its folder in data, without ending
 ) -> dict[str, Any]:  # "value" and "provenance"
@@ -83,7 +83,7 @@ def committed_record(
     record = json.loads((data_dir() / f"{result}.json").read_text(encoding="utf-8"))
     return {"value": record, "provenance": record.get("provenance", {})}
 
-
+# %% ../../nbs/61_verify.ipynb #lookup
 def _step(
     value: Any,  # a dictionary or a list
     step: Any,  # one step of a path
@@ -113,7 +113,7 @@ def lookup(
         keys += (key,)
     return keys, value
 
-
+# %% ../../nbs/61_verify.ipynb #leaves
 def leaves(
     value: Any,  # of a result
     keys: tuple = (),  # where it stands
@@ -195,7 +195,7 @@ def episode_rewards(
     value = float(rewards.mean() if statistic == "mean" else interquartile_range(rewards))
     return value if decimals is None else round(value, decimals)
 
-
+# %% ../../nbs/61_verify.ipynb #trained-rewards
 @cache
 def _trained_rewards(
     episodes: int,
@@ -336,7 +336,7 @@ class Row(NamedTuple):
     command: str  # that recomputes it
     reason: str = ""  # of a failure or a skip
 
-
+# %% ../../nbs/61_verify.ipynb #published
 def _published_numbers() -> dict[str, dict]:
     """The numbers that were published, by name, each with its value and where it stands."""
     return json.loads((data_dir() / "published.json").read_text(encoding="utf-8"))["numbers"]
@@ -358,7 +358,7 @@ def _before(
     value = committed_record(claim.result)["value"]
     return lookup(value, claim.path)[1], lookup(value, claim.path[:-1])[1]
 
-
+# %% ../../nbs/61_verify.ipynb #command
 def command(
     claim: Claim,
     profile: str,  # "smoke": the spot check; "paper": the whole notebook
@@ -389,7 +389,7 @@ def _empty_row(
     before, _ = _before(claim)
     return Row(claim.id, claim.sentence, _published(claim), before, None, word, None, command(claim, profile), reason)
 
-
+# %% ../../nbs/61_verify.ipynb #spot-row
 def spot_row(
     claim: Claim,
 ) -> Row:
@@ -416,7 +416,7 @@ def recompute(
     renew(path, params, "verify", scheduler)
     return scheduler.seconds[notebook]
 
-
+# %% ../../nbs/61_verify.ipynb #recomputed
 def recomputed(
     result: str,  # name of a result
     notebook: str,  # that writes it
@@ -427,7 +427,7 @@ def recomputed(
         raise NotebookSkipped(f"{notebook} writes no {result} on this machine")
     return json.loads(file.read_text(encoding="utf-8"))["value"]
 
-
+# %% ../../nbs/61_verify.ipynb #rest
 def rest_tolerance(
     result: str,
     keys: tuple,  # where a value stands
@@ -464,20 +464,7 @@ def figures(
         other = output_folder("figures", path, "paper") / file.name
         yield file.name, other.exists() and other.read_bytes() == file.read_bytes()
 
-
-def _timed_figures() -> list[str]:
-    """The figures that show measured times, without ending."""
-    return _claims_file()["timed figures"]
-
-
-class Recomputation(NamedTuple):
-    """What the recomputation of a notebook came to."""
-
-    rows: list[Row]  # its claims
-    summary: str  # of the rest and of the figures
-    misses: list[str]  # values of the rest and figures that are missed, in words
-
-
+# %% ../../nbs/61_verify.ipynb #compared
 def _places(
     result: str,
     keys: tuple,
@@ -486,26 +473,12 @@ def _places(
     return " / ".join(map(str, (result, *keys)))
 
 
-def recompute_claims(
-    notebook: str,
-    chosen: Sequence[Claim],  # the claims to show
-    force: bool = False,
-    scheduler: Scheduler | None = None,  # that starts it
-) -> Recomputation:
-    """Recompute a notebook and compare its results."""
-    results = list(_results_of(notebook))
-    own = [claim for claim in chosen if claim.result in results]
-    try:
-        seconds = recompute(notebook, force, scheduler)
-        now = {name: recomputed(name, notebook) for name in results}
-    except NotebookSkipped as reason:
-        rows = [_empty_row(claim, "paper", "skipped", str(reason)) for claim in own]
-        return Recomputation(rows, f"{notebook}: skipped, {reason}", [])
-    except NotebookError as error:
-        rows = [_empty_row(claim, "paper", "failed", str(error)) for claim in own]
-        return Recomputation(rows, f"{notebook}: failed", [f"{error}"])
-    rows = [_row(claim, "paper", _at(now[str(claim.result)], claim.path), seconds) for claim in own]
-    others = [(name, *leaf) for name in results for leaf in rest(name, now[name])]
+def _compared(
+    notebook: str,  # that was recomputed
+    now: dict[str, Any],  # its results
+) -> tuple[str, list[str]]:  # a summary, and what is missed, in words
+    """Compare the values that no claim names, and the figures."""
+    others = [(name, *told) for name, value in now.items() for told in rest(name, value)]
     misses = [f"{_places(name, keys)}: committed {before!r}, recomputed {after!r}"
               for name, keys, before, after, word in others if word == "MISS"]
     drawn = dict(figures(notebook))
@@ -515,11 +488,10 @@ def recompute_claims(
     summary = (f"{notebook}: of {len(others):,} other values {same:,} are the same, {within:,} within their tolerance, "
                f"{len(misses):,} missed; {len(drawn) - len(changed)} of {len(drawn)} figures the same"
                + (f", not {', '.join(changed)}" if changed else ""))
-    misses += [f"figure {name}: not the committed bytes"
-               for name in changed if name.split(".")[0] not in _timed_figures()]
-    return Recomputation(rows, summary, misses)
+    timed = _claims_file()["timed figures"]  # without ending
+    return summary, misses + [f"figure {name}: not the committed bytes" for name in changed if name.split(".")[0] not in timed]
 
-
+# %% ../../nbs/61_verify.ipynb #results-of
 def _at(
     value: Any,
     path: Sequence,
@@ -537,6 +509,36 @@ def _results_of(
     """The committed results that a notebook writes."""
     return sorted(name for name, writer in writers().items()
                   if writer == notebook and (data_dir() / "results" / f"{name}.json").exists())
+
+# %% ../../nbs/61_verify.ipynb #recompute-claims
+class Recomputation(NamedTuple):
+    """What the recomputation of a notebook came to."""
+
+    rows: list[Row]  # its claims
+    summary: str  # of the rest and of the figures
+    misses: list[str]  # values of the rest and figures that are missed, in words
+
+
+def recompute_claims(
+    notebook: str,
+    chosen: Sequence[Claim],  # the claims to show
+    force: bool = False,
+    scheduler: Scheduler | None = None,  # that starts it
+) -> Recomputation:
+    """Recompute a notebook and compare its results."""
+    results = _results_of(notebook)
+    own = [claim for claim in chosen if claim.result in results]
+    try:
+        seconds = recompute(notebook, force, scheduler)
+        now = {name: recomputed(name, notebook) for name in results}
+    except NotebookSkipped as reason:
+        rows = [_empty_row(claim, "paper", "skipped", str(reason)) for claim in own]
+        return Recomputation(rows, f"{notebook}: skipped, {reason}", [])
+    except NotebookError as error:
+        rows = [_empty_row(claim, "paper", "failed", str(error)) for claim in own]
+        return Recomputation(rows, f"{notebook}: failed", [f"{error}"])
+    rows = [_row(claim, "paper", _at(now[str(claim.result)], claim.path), seconds) for claim in own]
+    return Recomputation(rows, *_compared(notebook, now))
 
 # %% ../../nbs/61_verify.ipynb #show
 def _short(
@@ -570,7 +572,7 @@ def _write_csv(
 
     write_text(BUILD / "verify" / "claims.csv", pd.DataFrame(rows, columns=Row._fields).to_csv(index=False))
 
-# %% ../../nbs/61_verify.ipynb #verify
+# %% ../../nbs/61_verify.ipynb #chosen
 PROFILES = ("smoke", "paper")  # the spot checks, or everything
 SHOWN = 10  # missed values of the rest and figures that are printed for each notebook
 
@@ -591,7 +593,7 @@ def _chosen(
     needed = {writer.get(claim.result or "") for claim in selected} | ({only} if only in written else set())
     return selected, [name for name in written if only is None or name in needed]
 
-
+# %% ../../nbs/61_verify.ipynb #recompute-all
 def _recompute_all(
     names: Sequence[str],  # of notebooks
     chosen: Sequence[Claim],  # the claims to show
@@ -604,7 +606,25 @@ def _recompute_all(
     done = side_by_side(lambda name: recompute_claims(name, chosen, force, scheduler), order, jobs, scheduler)
     return [part for _, part in sorted(zip(order, done, strict=True))]
 
+# %% ../../nbs/61_verify.ipynb #conclude
+def _conclude(
+    rows: Sequence[Row],
+    parts: Sequence[Recomputation],
+) -> int:  # the exit code
+    """Name what is missed or skipped among the claims, and count."""
+    for row in rows:
+        if row.verdict == "MISS":
+            print(f"MISS {row.id}: committed {row.committed!r}, recomputed {row.recomputed!r}")
+        elif row.reason:
+            print(f"{row.verdict} {row.id}: {row.reason.splitlines()[0]}")
+    missed = sum(row.verdict in ("MISS", "failed") for row in rows)
+    others = sum(len(part.misses) for part in parts)
+    words = [row.verdict for row in rows]
+    print(f"{len(rows)} claims: {words.count('same')} the same, {words.count('within')} within their tolerance, "
+          f"{words.count('skipped')} skipped, {missed} missed; {others:,} other values or figures missed")
+    return 1 if missed or others else 0
 
+# %% ../../nbs/61_verify.ipynb #verify
 def verify(
     profile: str = "smoke",  # "smoke": the spot checks; "paper": all notebooks, at full size
     only: str | None = None,  # id of a claim, or name of a notebook; default: all
@@ -628,24 +648,6 @@ def verify(
     for part in parts:
         print("\n".join([part.summary, *(f"  MISS {miss}" for miss in part.misses[:SHOWN])]))
     return _conclude(rows, parts)
-
-
-def _conclude(
-    rows: Sequence[Row],
-    parts: Sequence[Recomputation],
-) -> int:  # the exit code
-    """Name what is missed or skipped among the claims, and count."""
-    for row in rows:
-        if row.verdict == "MISS":
-            print(f"MISS {row.id}: committed {row.committed!r}, recomputed {row.recomputed!r}")
-        elif row.reason:
-            print(f"{row.verdict} {row.id}: {row.reason.splitlines()[0]}")
-    missed = sum(row.verdict in ("MISS", "failed") for row in rows)
-    others = sum(len(part.misses) for part in parts)
-    words = [row.verdict for row in rows]
-    print(f"{len(rows)} claims: {words.count('same')} the same, {words.count('within')} within their tolerance, "
-          f"{words.count('skipped')} skipped, {missed} missed; {others:,} other values or figures missed")
-    return 1 if missed or others else 0
 
 # %% ../../nbs/61_verify.ipynb #trace-origin
 def _writing_cell(
