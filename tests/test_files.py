@@ -59,8 +59,7 @@ def test_imports_are_followed_into_sub_packages(nested, code, package, modules):
     assert results.modules_used(code, package) == modules
 
 
-def test_an_edit_in_a_nested_module_changes_every_hash_that_stands_on_it(nested, tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "CHECKOUT", tmp_path)
+def test_an_edit_in_a_nested_module_changes_every_hash_that_stands_on_it(nested, tmp_path):
     cell = dict(cell_type="code", id="defaults", metadata={"tags": ["parameters"]}, outputs=[], execution_count=None,
                 source="from daedalus.top import play")
     path = results.write_text(tmp_path / "30_example.ipynb", json.dumps(dict(cells=[cell], metadata={}, nbformat=4,
@@ -69,14 +68,13 @@ def test_an_edit_in_a_nested_module_changes_every_hash_that_stands_on_it(nested,
     def hashes():
         return {"library": results.library_hash(), "used": results.library_hash(results.modules_used("import daedalus.top")),
                 "apart": results.library_hash(["apart"]), "notebook": reproduce.fingerprint(path, {}, "smoke"),
-                "tree": reproduce.tree_hash()}
+                "tree": reproduce.tree_hash(tmp_path)}
 
     before = hashes()
     results.write_text(nested / "market" / "deep" / "noise.py", "from ... import base\nz = 2")
     assert {name for name, value in hashes().items() if value != before[name]} == {"library", "used", "notebook", "tree"}
-    assert reproduce._modules(path) == [nested / "base.py", nested / "market" / "__init__.py",
-                                        nested / "market" / "deep" / "noise.py", nested / "market" / "engine.py",
-                                        nested / "top.py"]
+    assert [results.module_files()[name] for name in results.modules_used("from daedalus.top import play")] == [
+        nested / name for name in ("base.py", "market/__init__.py", "market/deep/noise.py", "market/engine.py", "top.py")]
 
 
 def test_the_hash_of_a_job_sees_nested_modules(tmp_path):
@@ -330,7 +328,7 @@ def checkout(tmp_path):
     shutil.copytree(results.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
     committed = results.write_text(tmp_path / "data" / "results" / "table.json", '{"value": 7}')
     start, keep = "from daedalus.results import read_result, write_result", 'write_result("table", n, {"seed": 0})'
-    parameters = dict(cell_type="code", id="defaults", metadata={"tags": ["parameters"]}, source="n = 1")
+    parameters = dict(cell_type="code", id="defaults", metadata={"tags": ["parameters"]}, source="#| writes: results/table?\nn = 1")
     for name, above, below in (("30_above", [start], [keep]), ("31_below", [], [start, keep])):
         sources = [dict(cell_type="code", id=f"cell-{source[:4]}", metadata={}, source=source) for source in (*above, *below)]
         cells = [*sources[:len(above)], parameters, *sources[len(above):]]

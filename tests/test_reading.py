@@ -64,7 +64,7 @@ def test_what_the_front_page_says_of_the_rivals_is_so():
 
 # As pages
 
-EXPERIMENTS = [name for name in NOTEBOOKS if re.match(r"[23]\d_", name) and "save_figure(" in notebook_code(NOTEBOOKS[name])]
+EXPERIMENTS = [name for name in NOTEBOOKS if re.match(r"[78]\d_", name) and "save_figure(" in notebook_code(NOTEBOOKS[name])]
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 LINK = re.compile(r"```.*?```|\[[^\]]*\]\([^)]*\)|`[^`\n]*[^`\w\n][^`\n]*`", re.DOTALL)   # or code that is more than a name
 
