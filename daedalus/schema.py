@@ -87,9 +87,10 @@ class Checks(GroupedMetadata):
 
 def amount(
     high: float,  # largest value allowed
+    low: float = 0,  # smallest, at least 0
 ) -> Checks:
-    "Marks a `float` as a number from 0 to `high`."
-    return Checks(Strict(), Ge(0), Le(high), AfterValidator(abs), BeforeValidator(_plain))
+    "Marks a `float` as a number from `low` to `high`."
+    return Checks(Strict(), Ge(low), Le(high), AfterValidator(abs), BeforeValidator(_plain))
 
 
 def whole(

@@ -75,7 +75,7 @@ def test_compiled_rules_know_no_price_of_an_unknown_format():
     top, who, credit = np.array([0.9, 0.5, 0.3, 0.1]), np.arange(4), np.zeros((1, bidders.MOVES))
     assert np.isnan(unit_price(7, top, who, 2, 0.0, 0)) and unit_price(auction.VCG, top, who, 2, 0.0, 0) == 0.3
     rules = bidders.read_rules(np.array([7.0] + [0.0] * 10))
-    bidders.credit_two_units(credit, 0, 0.9, 0.7, 0.3, 0.2, rules)
+    bidders.credit_two_units(credit, 0, 0.9, 0.9, 0.7, 0.3, 0.2, rules)
     assert np.isnan(credit[0, bidders.ARMS - 1])
 
 

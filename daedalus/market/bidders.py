@@ -8,15 +8,15 @@ __all__ = ['KINDS', 'TRUTHFUL', 'SHADER', 'DROPOUT', 'COLLUDER', 'EXPLOITER', 'A
            'LearningRule', 'LEARNING_RULES', 'HEDGE', 'EXP3', 'UCB', 'Q_LEARNING', 'REGRET_MATCHING', 'FICTITIOUS_PLAY',
            'EVOLUTION', 'LEVEL_K', 'HELD_OUT_RULES', 'COUNTING_RULES', 'RULE_BEHAVIOUR', 'DISCOUNT', 'FIRST_ESTIMATE',
            'WIDTH', 'SELECTION', 'MUTATION', 'IMITATION', 'LEVELS', 'SHILL_FROM', 'SHILL_TO', 'REGISTERED_FROM',
-           'BIDDERS', 'TRAITS', 'TRAIT', 'MAX_BIDDERS', 'MAX_UNITS', 'MAX_PRACTICE', 'Count', 'Units', 'LATER',
-           'Practice', 'shade', 'Behaviour', 'read_rules', 'openness', 'competitive_surplus', 'arm_chances', 'draw_arm',
-           'shader_slopes', 'credit_one_unit', 'credit_two_units', 'feedback', 'shows', 'estimate', 'update_arms',
-           'looks_back', 'best_action', 'q_update', 'average_in', 'untried', 'optimistic_action', 'regret_chances',
-           'update_regret', 'average_shown', 'best_answer', 'replicate', 'level_payoffs', 'level_arm', 'draw_by_rule',
-           'learn_by_rule', 'entry_probability', 'monitoring', 'detection', 'ring_resolve', 'flip_payoff',
-           'shill_detection', 'shill_range', 'shill_payoff', 'credit_tricks', 'Bidder', 'bidder_number', 'bidder_type',
-           'BidderError', 'PopulationError', 'source_function', 'add_bidder', 'bidder_code', 'Population',
-           'opening_memory']
+           'BIDDERS', 'TRAITS', 'TRAIT', 'VARIED', 'MAX_BIDDERS', 'MAX_UNITS', 'MAX_PRACTICE', 'Count', 'Units',
+           'LATER', 'Shape', 'Strength', 'Practice', 'shade', 'Behaviour', 'read_rules', 'openness', 'expected_lead',
+           'competitive_surplus', 'is_strong', 'arm_chances', 'draw_arm', 'shader_slopes', 'credit_one_unit',
+           'credit_two_units', 'feedback', 'shows', 'estimate', 'update_arms', 'looks_back', 'best_action', 'q_update',
+           'average_in', 'untried', 'optimistic_action', 'regret_chances', 'update_regret', 'average_shown',
+           'best_answer', 'replicate', 'level_payoffs', 'level_arm', 'draw_by_rule', 'learn_by_rule',
+           'entry_probability', 'monitoring', 'detection', 'ring_resolve', 'flip_payoff', 'shill_detection',
+           'shill_range', 'shill_payoff', 'credit_tricks', 'Bidder', 'bidder_number', 'bidder_type', 'BidderError',
+           'PopulationError', 'source_function', 'add_bidder', 'bidder_code', 'within', 'Population', 'opening_memory']
 
 # %% ../../nbs/12_bidders.ipynb #imports
 import hashlib
@@ -28,7 +28,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, ValidationError, model_serializer, model_validator
 from .auction import FIRST_PRICE, SECOND_PRICE, VCG, rival_bid
 from .._runtime import compiled, from_row, function_code, named
-from ..schema import FIELDS, Record, Share, generator, whole, whole_number
+from ..schema import FIELDS, Record, Share, amount, generator, whole, whole_number
 
 # %% ../../nbs/12_bidders.ipynb #kinds
 KINDS = ("truthful", "shader", "dropout", "colluder", "exploiter")
@@ -86,14 +86,45 @@ def openness(
     if rules.reveal_bid_distribution: return 2 / 3
     return 1 / 3 if rules.reveal_clearing_price else 0.0
 
+# %% ../../nbs/12_bidders.ipynb #lead
+@compiled
+def expected_lead(
+    n,        # bidders
+    shape,    # F(x) = x ** shape on [0, 1]
+    strong,   # how many of them draw from a range that reaches further
+    strength, # how much further
+):
+    "By how much the highest of `n` draws is ahead of the next on average, in units of the range of the weak."
+    below, beyond, share = 0.0, 0.0, strength ** -shape   # share: chance that a strong bidder's draw is below 1
+    next_best, best = 1 / (shape * (n - 1) + 1), 1 / (shape * n + 1)
+    if strong < n: below += (n - strong) * share ** strong * (next_best - best)
+    if strong > 0:
+        below += strong * share ** (strong - 1) * (next_best - share * best)
+        second, first = shape * (strong - 1) + 1, shape * strong + 1
+        beyond = strong * strength * ((1 - strength ** -second) / second - (1 - strength ** -first) / first)
+    return below + beyond
+
 # %% ../../nbs/12_bidders.ipynb #competitive-surplus
 @compiled
 def competitive_surplus(
-    low, high, # range of values
+    low, high, # range of values, of a bidder that is not strong
     n,         # bidders
+    shape=1.0, interdependence=0.0, strong=0, strength=1.0, # as in `Population`
 ):
-    "Expected surplus of one of `n` bidders in one competitive one-unit lot: (high - low) / (n (n + 1)); the unit of fines."
-    return (high - low) / (n * (n + 1.0))
+    "The unit of fines: what one of `n` bidders earns in a competitive lot of one unit, by default (high - low) / (n (n + 1))."
+    if shape == 1.0 and (strong == 0 or strength == 1.0): surplus = (high - low) / (n * (n + 1.0))
+    else: surplus = (high - low) * expected_lead(n, shape, strong, strength) / n
+    return surplus * (1 - interdependence / 2) if n > 1 else surplus
+
+# %% ../../nbs/12_bidders.ipynb #strong
+@compiled
+def is_strong(
+    i,      # a seat, from 0
+    n,      # bidders
+    strong, # how many of them are strong
+):
+    "Whether a seat is a strong bidder's; of one strong bidder, the last."
+    return (i + 1) * strong // n > i * strong // n
 
 # %% ../../nbs/12_bidders.ipynb #choose-arm
 @compiled
@@ -133,7 +164,7 @@ def shader_slopes(
     n_items,  # units in the lot
     decay,    # worth of a second unit relative to the first
 ):
-    "A shader's bids for its first and second unit, as multiples of its value."
+    "A shader's bids for its first and second unit, as multiples of what it takes its value to be."
     factor = shade(arm)
     if rules.auction_type == FIRST_PRICE: return factor, factor * decay
     if n_items == 1: return factor, 0.0
@@ -145,14 +176,15 @@ def credit_one_unit(
     credit,  # float [n, MOVES]; added to
     bidder,  # whose row of `credit`
     value,   # the bidder's value
+    estimate, # what it took it to be
     rival,   # highest rival bid
     rules,   # Rules
 ):
     "Credit every arm with what it would have earned on a one-unit lot."
     first, price = rules.auction_type == FIRST_PRICE, max(rival, rules.reserve_price)
-    least = rules.reserve_price if rules.reveal_reserve and value >= rules.reserve_price else 0.0
+    least = rules.reserve_price if rules.reveal_reserve and estimate >= rules.reserve_price else 0.0
     for arm in range(ARMS):
-        bid = max(shade(arm) * value, least)
+        bid = max(shade(arm) * estimate, least)
         wins = (bid > rival) & (bid >= rules.reserve_price)
         credit[bidder, arm] += value - (bid if first else price) if wins else 0.0
 
@@ -162,6 +194,7 @@ def credit_two_units(
     credit,      # float [n, MOVES]; added to
     bidder,      # whose row of `credit`
     value,       # the bidder's value of its first unit
+    estimate,    # what it took it to be
     decay,       # worth of a second unit relative to the first
     last, first, # rival bids that a first and a second unit must beat
     rules,       # Rules
@@ -169,11 +202,11 @@ def credit_two_units(
     "Credit every arm with what it would have earned on a lot of several units."
     reserve, second_value = rules.reserve_price, decay * value
     price1, price2 = max(last, reserve), max(first, reserve)
-    least1 = reserve if rules.reveal_reserve and value >= reserve else 0.0
-    least2 = reserve if rules.reveal_reserve and second_value >= reserve else 0.0
+    least1 = reserve if rules.reveal_reserve and estimate >= reserve else 0.0
+    least2 = reserve if rules.reveal_reserve and decay * estimate >= reserve else 0.0
     for arm in range(ARMS):
         slope1, slope2 = shader_slopes(arm, rules, 2, decay)
-        bid1, bid2 = max(slope1 * value, least1), max(slope2 * value, least2)
+        bid1, bid2 = max(slope1 * estimate, least1), max(slope2 * estimate, least2)
         both = bid2 > price2
         if rules.auction_type == FIRST_PRICE: gain = value - bid1 + (second_value - bid2 if both else 0.0)
         elif rules.auction_type == SECOND_PRICE:
@@ -628,14 +661,39 @@ def bidder_code(
     return f"{function_code(BIDDERS[name].function)} {BIDDERS[name].memory}"
 
 # %% ../../nbs/12_bidders.ipynb #traits
-TRAITS = ("bidders", "n_items", "value_low", "value_high", "second_unit", "return_rate", "learning", "practice")
+TRAITS = ("bidders", "n_items", "value_low", "value_high", "second_unit", "return_rate", "learning", "practice",
+          "value_shape", "interdependence", "strong", "strength")
 TRAIT = named("Traits", TRAITS, __name__)(*range(len(TRAITS)))   # the place of each, by name
+
+# %% ../../nbs/12_bidders.ipynb #varied
+def within(
+    low: float, high: float, # both at least 0
+    often: float = 1.0,      # in what share of the draws
+    usual: float = 0.0,      # and what it is in the others
+) -> Callable[[np.random.Generator, dict], float]:
+    "A draw from U[low, high], to three decimals, rounded down."
+    def draw(rng, drawn):
+        differs, amount = rng.random(2)
+        return math.floor(1000 * (low + (high - low) * amount)) / 1000 if differs < often else usual
+    return draw
+
+VARIED: dict[str, Callable[[np.random.Generator, dict], Any]] = { # name -> draw, given what was drawn before
+    "n_items": lambda rng, drawn: int(rng.integers(1, 5)),
+    "second_unit": within(0.0, 1.0), "return_rate": within(0.0, 0.4), "value_low": within(0.0, 0.5),
+    "value_shape": within(0.4, 3.0, 0.6, usual=1.0), "interdependence": within(0.0, 1.0, 0.5),
+    "strong": lambda rng, drawn: int(rng.integers(1, drawn["bidders"]) * (rng.random() < 0.5)),
+    "strength": lambda rng, drawn: within(1.25, 2.0)(rng, drawn) if drawn["strong"] else 1.0,
+    "value_high": lambda rng, drawn: math.floor(
+        1000 * (drawn["value_low"] + (within(0.75, 1.0)(rng, drawn) - drawn["value_low"]) / drawn["strength"])) / 1000,
+    "learning": lambda rng, drawn: str(rng.choice([rule for rule in LEARNING_RULES if rule not in HELD_OUT_RULES]))}
 
 # %% ../../nbs/12_bidders.ipynb #population
 MAX_BIDDERS, MAX_UNITS, MAX_PRACTICE = 64, 8, 10_000
 Count = Annotated[int, whole(0, MAX_BIDDERS)]
 Units = Annotated[int, whole(1, MAX_UNITS)]
-LATER = "learning", "practice"   # fields that are written only where they differ from their default
+LATER = TRAITS[TRAIT.learning:]   # fields that are written only where they differ from their default
+Shape = Annotated[float, amount(10, 0.1)]
+Strength = Annotated[float, amount(10, 1)]
 Practice = Annotated[int, whole(0, MAX_PRACTICE)]
 
 def _revive(
@@ -665,7 +723,10 @@ class Population(Record):
     return_rate: Share = Field(0.15, description="chance that a unit turns out to be worthless to its buyer")
     learning: LearningRule = Field("hedge", description="rule by which strategic bidders learn")
     practice: Practice = Field(0, description="sessions under the default mechanism before an episode's own warm-up")
-
+    value_shape: Shape = Field(1.0, description="a of the distribution of values, F(v) = ((v - low) / (high - low)) ** a")
+    interdependence: Share = Field(0.0, description="eta: a value is 1 - eta/2 own signal, eta/2 mean of the others'")
+    strong: Count = Field(0, description="bidders, spread evenly over the seats, whose range of values reaches further")
+    strength: Strength = Field(1.0, description="how much further: to value_low + strength * (value_high - value_low)")
     @model_validator(mode="before")
     @classmethod
     def _known(cls, given: Any) -> Any:
@@ -689,7 +750,7 @@ class Population(Record):
 
     @model_validator(mode="after")
     def _possible(self):
-        "At least one bidder and not more than the market seats, and a range of values that is one."
+        "At least one bidder and not more than the market seats, and ranges of values that are some, within 0 and 1."
         extra = self.__pydantic_extra__ or {}
         counts = {name: extra[name] for name in sorted(extra) if extra[name]}
         extra.clear()
@@ -698,6 +759,12 @@ class Population(Record):
             raise ValueError(f"the counts must add up to 1 to {MAX_BIDDERS} bidders, not {self.bidders}")
         if self.value_low >= self.value_high:
             raise ValueError(f"value_low must be below value_high ({self.value_high}), not {self.value_low}")
+        most = (1 - self.value_low) / (self.value_high - self.value_low)
+        if self.strong > self.bidders:
+            raise ValueError(f"strong must be at most the {self.bidders} bidders, not {self.strong}")
+        if self.strong and self.strength > most + 1e-9:
+            raise ValueError(f"strength must be at most {most:.4g} where values go from {self.value_low} to {self.value_high}, "
+                             f"so that none is above 1, not {self.strength}")
         return self
 
     @model_serializer(mode="wrap")
@@ -744,6 +811,11 @@ class Population(Record):
         numbers = dict(self) | {"bidders": self.bidders, "learning": LEARNING_RULES.index(self.learning)}
         return np.array([numbers[name] for name in TRAITS], np.float64)
 
+    def surplus(self) -> float:
+        "What one of the bidders earns in a competitive lot of one unit on average: the unit of fines and gains."
+        return competitive_surplus(self.value_low, self.value_high, self.bidders, self.value_shape, self.interdependence,
+                                   self.strong, self.strength)
+
     @classmethod
     def stage(cls,
         stage: int, # 0 to 4
@@ -763,12 +835,26 @@ class Population(Record):
         counts = rng.multinomial(bidders, rng.dirichlet(np.ones(len(KINDS))))
         return cls(n_items=items, **dict(zip(KINDS, counts.tolist())))
 
+    @classmethod
+    def varied(cls,
+        rng: np.random.Generator | int, # a generator, or a seed for one
+    ) -> "Population":
+        "One draw of the wide distribution: 3 to 16 bidders, types in Dirichlet(1) proportions, markets as in VARIED."
+        rng = generator(rng)
+        drawn: dict[str, Any] = {"bidders": int(rng.integers(3, 17))}
+        counts = rng.multinomial(drawn["bidders"], rng.dirichlet(np.ones(len(KINDS))))
+        for name, draw in VARIED.items(): drawn[name] = draw(rng, drawn)
+        del drawn["bidders"]
+        return cls(**dict(zip(KINDS, counts.tolist())), **drawn)
+
     def __str__(self):
         counts = dict(zip(KINDS, self.counts)) | self.registered
         who = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         parts = [who] + [f"{self.n_items} units"] * (self.n_items > 1)
         parts += [self.learning.replace("_", " ")] * (self.learning != "hedge")
-        return "; ".join(parts + [f"{self.practice} sessions of practice"] * (self.practice > 0))
+        parts += [f"{self.practice} sessions of practice"] * (self.practice > 0)
+        drawn = [f"{name} {value:g}" for name, value in self.__repr_args__() if name in TRAITS[TRAIT.value_shape:]]
+        return "; ".join(parts + drawn)
 
 # %% ../../nbs/12_bidders.ipynb #opening-memory
 def opening_memory(

@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'Score', 'Signal', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'COLUMN',
-           'OUTLOOK', 'PRICE', 'TRUST', 'GAIN', 'SEEN', 'FIRST_TRAITS', 'TRAIT_DEFAULTS', 'REVENUE', 'PRICE_SUM',
-           'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM', 'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM',
+           'OUTLOOK', 'PRICE', 'TRUST', 'GAIN', 'SEEN', 'FIRST_TRAITS', 'TRAIT_DEFAULTS', 'PLAIN', 'REVENUE',
+           'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM', 'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM',
            'BID_COUNT_SQUARES', 'BEST', 'ENTRIES', 'TIE_BREAK', 'KEEP', 'BID', 'OUT', 'ACTS', 'CERTAIN', 'RESERVE',
-           'STEEPEST', 'LEAST', 'COMPONENTS', 'CHUNK', 'no_tries', 'MarketState', 'new_market', 'Market', 'read_market',
-           'Accounts', 'open_accounts', 'Registered', 'refuse_faults', 'at_work', 'Floor', 'make_floor', 'enter_floor',
-           'enter', 'line_slopes', 'draw_arms', 'choose', 'prepare_tricks', 'follow_lines', 'ring_meets',
-           'ring_leaders', 'lifted', 'draw_bids', 'list_bids', 'write_bids', 'clear_as', 'allocate_lot', 'price_of',
-           'charge_losers', 'unit_value', 'sell_again', 'Session', 'blank_session', 'wipe', 'write_down', 'record_sale',
-           'record_return', 'record_lot', 'record_bidders', 'trade', 'pay_shill', 'best_welfare', 'ring_saving',
-           'look_back', 'known_of', 'gain_of', 'shill_gain', 'look_again', 'pay_shills', 'credit_lot', 'trade_session',
-           'audit', 'imitate', 'learn_otherwise', 'learn_arms', 'learn_beliefs', 'participation', 'mean_shading',
-           'pairs_together', 'write_scores', 'session', 'acts_in', 'play_market', 'play', 'View', 'sort_down',
-           'lot_price', 'write_seen', 'look', 'call_bidder', 'ask_registered', 'play_seen', 'play_registered', 'Agents',
-           'by_format', 'advance', 'Outcomes', 'components_of', 'scored_by', 'outcomes_of', 'step', 'practise',
-           'open_market', 'briefs_of', 'wanted_by', 'judged_by', 'simulate', 'simulate_components']
+           'STEEPEST', 'LEAST', 'COMPONENTS', 'CHUNK', 'no_tries', 'MarketState', 'new_market', 'Values', 'read_values',
+           'all_usual', 'Market', 'name_market', 'read_market', 'read_known', 'Accounts', 'open_accounts', 'Registered',
+           'refuse_faults', 'at_work', 'Floor', 'make_floor', 'enter_floor', 'enter', 'line_slopes', 'draw_arms',
+           'choose', 'prepare_tricks', 'follow_lines', 'estimate_of', 'ring_meets', 'ring_leaders', 'lifted',
+           'draw_usual', 'draw_other', 'draw_first', 'draw_bids', 'list_bids', 'write_bids', 'clear_as', 'allocate_lot',
+           'price_of', 'charge_losers', 'unit_value', 'sell_again', 'Session', 'blank_session', 'wipe', 'write_down',
+           'record_sale', 'record_return', 'record_lot', 'record_bidders', 'trade', 'pay_shill', 'best_welfare',
+           'ring_saving', 'look_back', 'known_of', 'gain_of', 'shill_gain', 'look_again', 'pay_shills', 'credit_lot',
+           'trade_session', 'audit', 'imitate', 'learn_otherwise', 'learn_arms', 'learn_beliefs', 'participation',
+           'mean_shading', 'pairs_together', 'write_scores', 'session', 'acts_in', 'play_market', 'play', 'View',
+           'sort_down', 'lot_price', 'write_seen', 'look', 'call_bidder', 'ask_registered', 'play_seen',
+           'play_registered', 'Agents', 'by_format', 'advance', 'Outcomes', 'components_of', 'scored_by', 'outcomes_of',
+           'step', 'practise', 'open_market', 'briefs_of', 'wanted_by', 'judged_by', 'simulate', 'simulate_components']
 
 # %% ../../nbs/15_engine.ipynb #imports
 import math
@@ -41,7 +42,7 @@ from .bidders import (
     TRUTHFUL, Behaviour, Bidder, BidderError, Population, arm_chances, bidder_number, bidder_type, competitive_surplus,
     credit_one_unit, credit_tricks, credit_two_units, detection, draw_arm, draw_by_rule, entry_probability, feedback,
     flip_payoff, learn_by_rule, looks_back, opening_memory, read_rules, replicate, ring_resolve, shade, shader_slopes,
-    shill_detection, shill_range, source_function, update_arms)
+    shill_detection, shill_range, source_function, update_arms, is_strong)
 from .noise import fill_uniforms
 from .._runtime import check_compiled, compiled, in_threads, named, shares, use_threads
 from .rewards import fairness, stability
@@ -238,6 +239,44 @@ def new_market(
     return MarketState(_keys(seeds, batch), kind, traits, np.zeros(batch, np.int64), learned[places], belief, memory, seen,
                        no_tries(kind, traits))
 
+# %% ../../nbs/15_engine.ipynb #values
+class Values(NamedTuple):
+    "How the bidders of a market come to their values."
+    usual: bool     # uniform, private, of one range
+    span: float     # length of the range of a bidder that is not strong
+    power: float    # a signal is low + its range * u ** power
+    mean: float     # of u ** power
+    strong: int     # bidders whose range is longer
+    strength: float # by which factor
+    own: float      # weight of a bidder's own signal in its value
+    other: float    # weight of each other bidder's
+
+
+PLAIN = Values(True, 0.0, 1.0, 0.5, 0, 1.0, 1.0, 0.0)   # those of a batch in which all are usual: nobody reads the rest
+
+
+@compiled
+def read_values(
+    traits, # a row of the state's
+):
+    "Name the numbers of a market's values."
+    n, shape, eta = int(traits[TRAIT.bidders]), traits[TRAIT.value_shape], traits[TRAIT.interdependence]
+    strong, strength = int(traits[TRAIT.strong]), traits[TRAIT.strength]
+    own, other = (1 - eta / 2, eta / (2 * (n - 1))) if n > 1 else (1.0, 0.0)
+    usual = shape == 1.0 and own == 1.0 and (strong == 0 or strength == 1.0)
+    return Values(usual, traits[TRAIT.value_high] - traits[TRAIT.value_low], 1 / shape, shape / (shape + 1),
+                  strong, strength, own, other)
+
+
+@compiled
+def all_usual(
+    traits, # float [batch, traits]
+):
+    "Are the values of all markets uniform, private and of one range?"
+    for row in traits:
+        if not read_values(row).usual: return False
+    return True
+
 # %% ../../nbs/15_engine.ipynb #market
 class Market(NamedTuple):
     "The numbers of one market that stay fixed during a session."
@@ -247,7 +286,7 @@ class Market(NamedTuple):
     n: int                  # bidders
     items: int              # units in a lot
     low: float              # lowest value of a first unit
-    high: float             # highest value of a first unit
+    high: float             # highest value of a first unit, a strong bidder's where there are some
     second_unit: float      # worth of a second unit relative to the first; 0 where a lot has one unit
     return_rate: float      # chance that a unit turns out to be worthless to its buyer
     members: int            # of the ring
@@ -255,23 +294,50 @@ class Market(NamedTuple):
     learning: int           # rule by which they learn
     stake: float            # competitive surplus of a bidder in a session: the unit of fines
     withdrawal_fine: float  # what handing a unit back costs
+    values: Values          # how they are drawn
 
 
+@compiled
+def name_market(
+    key, now, kind, traits, rules, # as in `read_market`
+    high, surplus, values,         # highest value, competitive surplus, and Values
+):
+    "Name the numbers of one market, but those of its values."
+    n, items = int(traits[TRAIT.bidders]), int(traits[TRAIT.n_items])
+    low, members, learners = traits[TRAIT.value_low], 0, 0
+    for i in range(n):
+        members += kind[i] == COLLUDER
+        learners += kind[i] != TRUTHFUL
+    second_unit = traits[TRAIT.second_unit] if items > 1 else 0.0
+    return Market(key[0], key[1], now, n, items, low, high, second_unit, traits[TRAIT.return_rate],
+                  members, learners, int(traits[TRAIT.learning]), LOTS * surplus, rules.withdrawal_penalty * n * surplus,
+                  values)
+
+# %% ../../nbs/15_engine.ipynb #read-market
 @compiled
 def read_market(
     key, now, kind, traits, # one row of each of the state's arrays
     rules,                  # Rules
 ):
     "Name the numbers of one market; a withdrawal penalty of 1 is the surplus that a winner expects in a competitive lot."
-    n, items = int(traits[TRAIT.bidders]), int(traits[TRAIT.n_items])
-    low, high = traits[TRAIT.value_low], traits[TRAIT.value_high]
-    members, learners = 0, 0
-    for i in range(n):
-        members += kind[i] == COLLUDER
-        learners += kind[i] != TRUTHFUL
-    surplus, second_unit = competitive_surplus(low, high, n), traits[TRAIT.second_unit] if items > 1 else 0.0
-    return Market(key[0], key[1], now, n, items, low, high, second_unit, traits[TRAIT.return_rate],
-                  members, learners, int(traits[TRAIT.learning]), LOTS * surplus, rules.withdrawal_penalty * n * surplus)
+    low, high, values = traits[TRAIT.value_low], traits[TRAIT.value_high], read_values(traits)
+    surplus = competitive_surplus(low, high, int(traits[TRAIT.bidders]), traits[TRAIT.value_shape],
+                                  traits[TRAIT.interdependence], values.strong, values.strength)
+    if values.strong > 0: high = low + values.strength * (high - low)
+    return name_market(key, now, kind, traits, rules, high, surplus, values)
+
+
+@compiled
+def read_known(
+    estimate,                      # the floor's; None: all values are usual
+    key, now, kind, traits, rules, # as in `read_market`
+):
+    "What `read_market` says, without a look at kinds of values that no market of the batch has."
+    if estimate is None:
+        high = traits[TRAIT.value_high]
+        surplus = competitive_surplus(traits[TRAIT.value_low], high, int(traits[TRAIT.bidders]))
+        return name_market(key, now, kind, traits, rules, high, surplus, PLAIN)
+    return read_market(key, now, kind, traits, rules)
 
 # %% ../../nbs/15_engine.ipynb #accounts
 class Accounts(NamedTuple):
@@ -329,10 +395,11 @@ class Floor(NamedTuple):
     log_weight: np.ndarray  # float [n, MOVES]: a row of the state
     belief: np.ndarray      # float [4]: a row of the state
     value: np.ndarray       # float [n + 8]: first-unit values of the lot, or uniforms
+    estimate: np.ndarray | None # float [n]: what each bidder takes its value to be; None: its value, in every market
     bid: np.ndarray         # float [n]: bids for a first unit; 0 for none
     bid2: np.ndarray        # float [n]: bids for a second unit
-    slope: np.ndarray       # float [n]: a bid is start + slope * value
-    slope2: np.ndarray      # float [n]: a second bid is slope2 * value
+    slope: np.ndarray       # float [n]: a bid is start + slope * estimate
+    slope2: np.ndarray      # float [n]: a second bid is slope2 * estimate
     start: np.ndarray       # float [n]
     net: np.ndarray         # float [n]: net surplus in this session: a row of the accounts
     surplus: np.ndarray     # float [n]: net surplus since the mechanism was posted: a row of the accounts
@@ -362,8 +429,9 @@ def make_floor(
     "Scratch arrays that are large enough for every market of a batch, with the rows of the first."
     n, items = state.kind.shape[1], int(state.traits[:, TRAIT.n_items].max())
     lines, wholes = [np.zeros(n) for _ in range(5)], [np.zeros(n, np.int64) for _ in range(4)]
+    estimate = None if all_usual(state.traits) else np.zeros(n)
     return Floor._make([
-        state.kind[0], state.log_weight[0], state.belief[0], np.zeros(n + 8), *lines,
+        state.kind[0], state.log_weight[0], state.belief[0], np.zeros(n + 8), estimate, *lines,
         accounts.net[0], accounts.surplus[0], *wholes,
         np.zeros((n, MOVES)), np.zeros((n, MOVES)), accounts.history[0], np.zeros(ENTRIES), np.zeros(items + 3),
         np.zeros(items + 3, np.int64), np.zeros(items), np.zeros(items, np.int64), state.tries[0], np.zeros(LOTS * items + 8),
@@ -378,7 +446,7 @@ def enter_floor(
     "The floor of market `b`: its rows of state and accounts, and lists no longer than its lots need."
     items = int(state.traits[b, TRAIT.n_items])
     listed = items + (2 if items == 1 else 3)
-    return Floor(state.kind[b], state.log_weight[b], state.belief[b], floor.value, floor.bid, floor.bid2,
+    return Floor(state.kind[b], state.log_weight[b], state.belief[b], floor.value, floor.estimate, floor.bid, floor.bid2,
                  floor.slope, floor.slope2, floor.start, accounts.net[b], accounts.surplus[b], floor.arm, floor.present,
                  floor.active, floor.valid, floor.chances, floor.credit, accounts.history[b], floor.tally,
                  floor.top[:listed], floor.who[:listed], floor.best[:items], floor.best_who[:items],
@@ -482,6 +550,21 @@ def follow_lines(
         floor.slope[i], floor.slope2[i] = here * acts[i, 1], here * acts[i, 2] * market.second_unit
         floor.start[i], floor.arm[i] = here * acts[i, 3], ARMS - 1
 
+# %% ../../nbs/15_engine.ipynb #knows
+@compiled
+def _own_estimate(estimate, value, i):
+    if estimate is None: return value[i]
+    return estimate[i]
+
+
+@compiled
+def estimate_of(
+    floor,
+    i, # a seat
+):
+    "What a bidder takes its value to be."
+    return _own_estimate(floor.estimate, floor.value, i)
+
 # %% ../../nbs/15_engine.ipynb #meet
 @compiled
 def ring_meets(
@@ -506,8 +589,8 @@ def ring_leaders(
     if market.members < 2: return leader, second
     for i in range(market.n):
         if floor.kind[i] != COLLUDER: continue
-        if leader < 0 or floor.value[i] > floor.value[leader]: leader, second = i, leader
-        elif second < 0 or floor.value[i] > floor.value[second]: second = i
+        if leader < 0 or estimate_of(floor, i) > estimate_of(floor, leader): leader, second = i, leader
+        elif second < 0 or estimate_of(floor, i) > estimate_of(floor, second): second = i
     return leader, second
 
 # %% ../../nbs/15_engine.ipynb #draw-bids
@@ -523,17 +606,59 @@ def lifted(
 
 
 @compiled
+def draw_usual(
+    market, rules, floor, # the floor's values are uniforms; overwritten
+):
+    "Values that are uniform, private and of one range, and the first bids."
+    for i in range(market.n):
+        floor.value[i] = market.low + (market.high - market.low) * floor.value[i]
+        floor.bid[i] = lifted(floor.start[i] + floor.slope[i] * floor.value[i], floor.value[i], rules)
+
+# %% ../../nbs/15_engine.ipynb #draw-other
+@compiled
+def draw_other(
+    market, rules, floor, # as in `draw_usual`
+):
+    "Values of all other kinds, what bidders take them to be, and the first bids; a shill's false bid stays uniform."
+    of, total, expected = market.values, 0.0, 0.0
+    for i in range(market.n):
+        reach = of.span * (of.strength if is_strong(i, market.n, of.strong) else 1.0)
+        floor.estimate[i] = market.low + reach * floor.value[i] ** of.power
+        total, expected = total + floor.estimate[i], expected + market.low + reach * of.mean
+    for i in range(market.n):
+        signal, uniform = floor.estimate[i], market.low + (market.high - market.low) * floor.value[i]
+        floor.value[i] = of.own * signal + of.other * (total - signal)
+        if floor.kind[i] == TRUTHFUL:
+            reach = of.span * (of.strength if is_strong(i, market.n, of.strong) else 1.0)
+            floor.estimate[i] = of.own * signal + of.other * (expected - market.low - reach * of.mean)
+        seen = uniform if floor.arm[i] == SHILL else floor.estimate[i]
+        floor.bid[i] = lifted(floor.start[i] + floor.slope[i] * seen, floor.estimate[i], rules)
+
+# %% ../../nbs/15_engine.ipynb #draw-lot
+@compiled
+def draw_first(
+    market, rules, floor, # as in `draw_usual`
+    estimate,             # the floor's
+):
+    "Values, what bidders take them to be, and the first bids."
+    if estimate is None: draw_usual(market, rules, floor)
+    elif market.values.usual:
+        draw_usual(market, rules, floor)
+        for i in range(market.n): estimate[i] = floor.value[i]
+    else: draw_other(market, rules, floor)
+
+
+@compiled
 def draw_bids(
     market, rules, lot, meets, floor,
 ):
     "Draw the values of a lot and write every bid; gives the ring's leader and second."
     fill_uniforms(floor.value, market.n, market.key0, market.key1, market.now, VALUES, lot)
-    for i in range(market.n):
-        floor.value[i] = market.low + (market.high - market.low) * floor.value[i]
-        floor.bid[i] = lifted(floor.start[i] + floor.slope[i] * floor.value[i], floor.value[i], rules)
+    draw_first(market, rules, floor, floor.estimate)
     if market.items > 1:
         for i in range(market.n):
-            floor.bid2[i] = lifted(floor.slope2[i] * floor.value[i], market.second_unit * floor.value[i], rules)
+            estimate = estimate_of(floor, i)
+            floor.bid2[i] = lifted(floor.slope2[i] * estimate, market.second_unit * estimate, rules)
     leader, second = ring_leaders(market, floor)
     if meets:
         floor.active[leader] += 1
@@ -845,7 +970,7 @@ def ring_saving(
     market, rules, leader, second, floor,
 ):
     "What the silence of the ring's second member saves it on this lot."
-    leads, follows = floor.slope[leader] * floor.value[leader], floor.slope[second] * floor.value[second]
+    leads, follows = floor.slope[leader] * estimate_of(floor, leader), floor.slope[second] * estimate_of(floor, second)
     floor.best[:] = 0.0
     for i in range(market.n):
         if floor.kind[i] == COLLUDER: continue
@@ -869,9 +994,10 @@ def look_back(
             credit_tricks(floor.credit, top, who, i, items, market.withdrawal_fine, floor.belief[PRICE],
                           market.low, market.high, rules, behaviour)
         if winners_only and count_bids(who, i, items) == 0: continue
-        if items == 1: credit_one_unit(floor.credit, i, floor.value[i], top[1] if who[0] == i else top[0], rules)
+        value, estimate = floor.value[i], estimate_of(floor, i)
+        if items == 1: credit_one_unit(floor.credit, i, value, estimate, top[1] if who[0] == i else top[0], rules)
         else:
-            credit_two_units(floor.credit, i, floor.value[i], market.second_unit,
+            credit_two_units(floor.credit, i, value, estimate, market.second_unit,
                              rival_bid(top, who, i, items - 1), rival_bid(top, who, i, items - 2), rules)
 
 # %% ../../nbs/15_engine.ipynb #known-of
@@ -893,11 +1019,12 @@ def gain_of(
     arm, # had it played this
 ):
     "What a bidder would have earned on the lot by an arm, had all others bid as they did."
-    value, second = floor.value[i], market.second_unit * floor.value[i]
+    value, estimate, second = floor.value[i], estimate_of(floor, i), market.second_unit * floor.value[i]
     won, paid = registered.would_win, registered.would_pay
     if arm < ARMS:
         slope, slope2 = line_slopes(registered, arm, rules, market)
-        bid, bid2 = lifted(slope * value, value, rules), lifted(slope2 * value, second, rules)
+        bid = lifted(slope * estimate, estimate, rules)
+        bid2 = lifted(slope2 * estimate, market.second_unit * estimate, rules)
         clear_as(registered, market, rules, i, bid, bid2, won, paid)
         return (value if won[i] > 0 else 0.0) + (second if won[i] > 1 else 0.0) - paid[i]
     if arm == FLIP:
@@ -905,8 +1032,8 @@ def gain_of(
         if won[i] == 0: return -paid[i]
         return flip_payoff(paid[i], market.withdrawal_fine, market.low, behaviour.resale * market.high)
     start, stop = shill_range(rules, floor.belief[PRICE], market.low, market.high)
-    false = start + (stop - start) * (value - market.low) / (market.high - market.low)
-    return shill_gain(registered, market, rules, behaviour, i, lifted(false, value, rules))
+    false = start + (stop - start) * (estimate - market.low) / (market.high - market.low)
+    return shill_gain(registered, market, rules, behaviour, i, lifted(false, estimate, rules))
 
 # %% ../../nbs/15_engine.ipynb #shill-gain
 @compiled
@@ -1187,7 +1314,7 @@ def play_market(
     rules, floor = read_rules(rows[b]), enter_floor(state, accounts, b, scratch)
     if since == 0: floor.surplus[:] = 0.0
     for now in range(since, stop):
-        market = read_market(state.key[b], state.round[b], floor.kind, state.traits[b], rules)
+        market = read_known(floor.estimate, state.key[b], state.round[b], floor.kind, state.traits[b], rules)
         session(market, rules, behaviour, now, floor, acts_in(acts, b), record, accounts.scores[b, now])
         state.round[b] += 1
 
