@@ -159,7 +159,7 @@ def test_a_service_is_run_with_a_designer_by_name(monkeypatch):
     monkeypatch.setattr("daedalus.serving.serve.serve", lambda *given: calls.append(given))
     done = CliRunner().invoke(app, ["serve", "--model", "contextual"])
     assert done.exit_code == 0, done.output
-    *_, load, _, name = calls[0]
+    *_, load, _, name, _ = calls[0]
     assert name == "contextual" and load().library == rival("contextual").library
     assert CliRunner().invoke(app, ["serve", "--model", "gredy"]).exit_code == 2 and len(calls) == 1
 

@@ -383,13 +383,13 @@ def run_notebook(
 # %% ../../nbs/60_reproduce.ipynb #writers
 def writers() -> dict[str, str]:
     """The notebook that writes each result, {result: notebook}; ValueError where two do."""
-    found: dict[str, str] = {}
+    writer_of: dict[str, str] = {}
     for path in notebooks():
         for known in declared(path)["writes"]:
             place, _, name = known.removesuffix("?").partition("/")
-            if place == "results" and found.setdefault(name, path.stem) != path.stem:
-                raise ValueError(f"result {name!r} is written by {found[name]} and {path.stem}: one of them may write it")
-    return found
+            if place == "results" and writer_of.setdefault(name, path.stem) != path.stem:
+                raise ValueError(f"result {name!r} is written by {writer_of[name]} and {path.stem}: one of them may write it")
+    return writer_of
 
 # %% ../../nbs/60_reproduce.ipynb #named-files
 def _files(
@@ -401,10 +401,10 @@ def _files(
     if place in ("results", "figures"):
         return sorted(committed_dir(place).glob(f"{rest}.*"))
     folders = [CHECKOUT] if place == "paper" else data_folders()
-    found = next((file for folder in folders if (file := folder / name).exists()), None)
-    if found is None or found.is_file():
-        return [found] if found else []
-    return sorted(file for file in found.rglob("*") if file.is_file())
+    named = next((file for folder in folders if (file := folder / name).exists()), None)
+    if named is None or named.is_file():
+        return [named] if named else []
+    return sorted(file for file in named.rglob("*") if file.is_file())
 
 # %% ../../nbs/60_reproduce.ipynb #dependencies
 def results_read(
@@ -652,11 +652,11 @@ def _report() -> type:
             self.current.append(task.name)
 
         def add_success(self, task):
-            told = task.values or {}
-            if "skipped" in told:
-                self.skipped[task.name] = told["skipped"]
+            values = task.values or {}
+            if "skipped" in values:
+                self.skipped[task.name] = values["skipped"]
             elif task.actions:
-                (self.current if "current" in told else self.ran).append(task.name)
+                (self.current if "current" in values else self.ran).append(task.name)
 
         def add_failure(self, task, fail):
             if isinstance(fail, UnmetDependency):

@@ -478,7 +478,7 @@ def _compared(
     now: dict[str, Any],  # its results
 ) -> tuple[str, list[str]]:  # a summary, and what is missed, in words
     """Compare the values that no claim names, and the figures."""
-    others = [(name, *told) for name, value in now.items() for told in rest(name, value)]
+    others = [(name, *row) for name, value in now.items() for row in rest(name, value)]
     misses = [f"{_places(name, keys)}: committed {before!r}, recomputed {after!r}"
               for name, keys, before, after, word in others if word == "MISS"]
     drawn = dict(figures(notebook))
