@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from shared import PATIENCE, held_port, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from daedalus.serving import sessions
+from daedalus.serving import connections, sessions
 from daedalus.market.bidders import Population
 from daedalus.cli import app as cli
-from daedalus.serving.connections import Requests, most_connections
+from daedalus.serving.connections import most_connections
 from daedalus.designers.base import FixedDesigner, informed_greedy
 from daedalus.market.engine import simulate
 from daedalus.serving.openenv import DaedalusAction
@@ -253,7 +253,7 @@ def test_headers_without_end_are_refused(start):
 
 
 def test_one_connection_too_many_is_told_so_and_the_log_too(caplog, monkeypatch):
-    monkeypatch.setattr(Requests, "noted", 0.0)   # the log is told once a second at most, by all servers of a process
+    monkeypatch.setattr(connections._Clocked, "noted", 0.0)   # the log is told once a second at most, by all servers of a process
     with serving(Limits(connections=20)) as server:
         with contextlib.ExitStack() as stack:
             for _ in range(20):
@@ -366,7 +366,7 @@ def test_one_question_that_fails_leaves_the_others_their_answers():
 def test_a_batch_whose_client_has_left_is_not_played(monkeypatch):
     played, go = [], threading.Event()
 
-    def slowly(batch):
+    def slowly(batch, objective):
         """Note the batch, and wait."""
         played.append(batch.entries[0].seed)
         go.wait(PATIENCE)

@@ -72,7 +72,7 @@ def test_a_result_says_where_it_comes_from(own_results, write_notebook, monkeypa
     source = record["provenance"]
     assert source["notebook"] == "30_example"
     assert source["parameters"] == {"seed": 7, "episodes": 30}
-    assert source["library_hash"] == results.library_hash(["results"]) != results.library_hash()
+    assert source["library_hash"] == results.library_hash(["_runtime", "results"]) != results.library_hash()
     assert set(source["versions"]) == {"python", "numpy", "scipy", "numba"}
 
 
@@ -801,7 +801,7 @@ def test_notebooks_round_alike_on_processors_with_wide_registers_and_without(fou
     monkeypatch.setattr(np, "show_config", lambda mode: {"SIMD Extensions": extensions})
     for name in ("NPY_DISABLE_CPU_FEATURES", "OPENBLAS_CORETYPE"):
         monkeypatch.delenv(name, raising=False)
-    given = reproduce._environment(NOTEBOOKS[0], "smoke")
+    given = reproduce._environment(NOTEBOOKS[0], "smoke", NOTEBOOKS[0])
     assert daedalus.wide_registers() == wide
     assert given.get("NPY_DISABLE_CPU_FEATURES") == (" ".join(wide) or None)
     assert given.get("OPENBLAS_CORETYPE") == ("Haswell" if wide else None)
