@@ -688,7 +688,7 @@ VARIED: dict[str, Callable[[np.random.Generator, dict], Any]] = { # name -> draw
     "learning": lambda rng, drawn: str(rng.choice([rule for rule in LEARNING_RULES if rule not in HELD_OUT_RULES]))}
 
 # %% ../../nbs/12_bidders.ipynb #population
-MAX_BIDDERS, MAX_UNITS, MAX_PRACTICE = 64, 8, 10_000
+MAX_BIDDERS, MAX_UNITS, MAX_PRACTICE = 64, 8, 500
 Count = Annotated[int, whole(0, MAX_BIDDERS)]
 Units = Annotated[int, whole(1, MAX_UNITS)]
 LATER = TRAITS[TRAIT.learning:]   # fields that are written only where they differ from their default
