@@ -480,6 +480,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'daedalus/market/bidders.py'),
                                          'daedalus.market.bidders.Population.counts': ( 'bidders.html#population.counts',
                                                                                         'daedalus/market/bidders.py'),
+                                         'daedalus.market.bidders.Population.extra_fields': ( 'bidders.html#population.extra_fields',
+                                                                                              'daedalus/market/bidders.py'),
                                          'daedalus.market.bidders.Population.key_text': ( 'bidders.html#population.key_text',
                                                                                           'daedalus/market/bidders.py'),
                                          'daedalus.market.bidders.Population.kinds': ( 'bidders.html#population.kinds',

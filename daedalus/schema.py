@@ -17,7 +17,7 @@ import re
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import total_ordering
+from functools import cache, total_ordering
 from operator import eq, ge, itemgetter, le
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -169,8 +169,9 @@ def _allowed(
     return f"{noun} of at least {spec['minimum']}" if noun and 'minimum' in spec else None
 
 # %% ../nbs/02_schema.ipynb #sentence
-def _properties(model: type[BaseModel]) -> dict:
-    "JSON schema of each field of a record, by name."
+@cache
+def _properties(model: type[BaseModel], extra: tuple[str, ...] = ()) -> dict:
+    "JSON schema of each field of a record, by name, where it also has these."
     return model.model_json_schema()['properties']
 
 
@@ -180,7 +181,7 @@ def _sentence(
 ) -> str:
     "The first mistake of a report in one sentence, and how many more there are."
     first, *more = error.errors(include_url=False)
-    name, specs = '.'.join(map(str, first['loc'])), _properties(model)
+    name, specs = '.'.join(map(str, first['loc'])), _properties(model, getattr(model, 'extra_fields', tuple)())
     allowed = _allowed(specs[name]) if name in specs else None
     if first['type'] == 'extra_forbidden' and name not in specs:
         text = f"{reprlib.repr(name)} is not a field; the fields are {', '.join(specs)}{getattr(model, 'others', '')}"

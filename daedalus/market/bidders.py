@@ -738,6 +738,11 @@ class Population(Record):
             {"type": "extra_forbidden", "loc": (name,), "input": given[name]} for name in strange])
 
     @classmethod
+    def extra_fields(cls) -> tuple[str, ...]:
+        "The registered types of bidder, of which there may be some too."
+        return tuple(BIDDERS)
+
+    @classmethod
     def __get_pydantic_json_schema__(cls, core_schema, handler):
         "The JSON schema, with the registered types."
         schema = handler(core_schema)
