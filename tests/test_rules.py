@@ -270,7 +270,7 @@ def test_a_population_that_learns_otherwise_says_so():
 @pytest.mark.parametrize("wrong, said", [
     (dict(learning="sarsa"), f"^learning must be one of {', '.join(LEARNING_RULES)}, not 'sarsa'$"),
     (dict(learning=2), "^learning must be one of hedge, .*, not 2$"),
-    (dict(practice=-1), "practice must be a whole number from 0 to 10,?000, not -1")])
+    (dict(practice=-1), "practice must be a whole number from 0 to 500, not -1")])
 def test_a_rule_that_is_none_is_refused(wrong, said):
     with pytest.raises(PopulationError, match=said):
         Population(shader=3, **wrong)
