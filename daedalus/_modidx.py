@@ -436,6 +436,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'daedalus/market/auction.py'),
                                          'daedalus.market.auction._lot_function': ( 'auction.html#_lot_function',
                                                                                     'daedalus/market/auction.py'),
+                                         'daedalus.market.auction._machine_door': ( 'auction.html#_machine_door',
+                                                                                    'daedalus/market/auction.py'),
                                          'daedalus.market.auction._note_payments': ( 'auction.html#_note_payments',
                                                                                      'daedalus/market/auction.py'),
                                          'daedalus.market.auction._note_units': ('auction.html#_note_units', 'daedalus/market/auction.py'),

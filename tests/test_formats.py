@@ -144,7 +144,7 @@ def test_what_does_not_compile_runs_in_python_and_says_so(registry):
     def by_text(bids, won, n_items, reserve):
         return [float(str(paid)) for paid in own_bids(bids, won, n_items, reserve)]
 
-    with pytest.warns(UserWarning, match="format 'by_text' does not compile .*: it runs in Python, and slower"):
+    with pytest.warns(UserWarning, match="format 'by_text' has no machine code .*: it runs in Python, and slower"):
         assert not registry("by_text", allocate=highest_bids, pay=by_text).compiled
     registry("first_again", allocate=highest_bids, pay=own_bids)
     outs = [dd.simulate(Mechanism(auction_type=name), dd.Population(shader=2, exploiter=1), 4, steps=1)

@@ -315,22 +315,28 @@ def _clear_by(address: int, lot: np.ndarray, n_items: int, reserve: float) -> tu
     return won, paid
 
 # %% ../../nbs/11_auction.ipynb #open-door
+def _machine_door(
+    allocate: Callable, pay: Callable, trials: list,
+) -> Any: # a C function of Numba
+    "Compile a format; ValueError where machine code says something else, and what Numba raises where there is none."
+    parts = [numba.njit(each) for each in (allocate, pay, _note_units, _note_payments)]
+    door = numba.cfunc(_DOOR)(_lot_function(*parts))
+    for lot, known in zip(_trial_lots(), trials):
+        if any((machine != plain).any() for machine, plain in zip(_clear_by(door.address, *lot), known)):
+            raise ValueError("its machine code answers otherwise")
+    return door
+
+
 def _open_door(
     name: str, allocate: Callable, pay: Callable, trials: list,
 ) -> tuple[int, bool]: # address, and whether machine code stands there
-    "Compile a format, or open a door to Python where it does not compile or machine code says something else."
-    wrong = "answers otherwise in machine code"
-    try:
-        parts = [numba.njit(each) for each in (allocate, pay, _note_units, _note_payments)]
-        if numba.config.DISABLE_JIT: raise NotImplementedError("compiling is switched off")
-        door = numba.cfunc(_DOOR)(_lot_function(*parts))
-        machine = [_clear_by(door.address, *lot) for lot in _trial_lots()]
-        if all((compiled_value == known).all() for pairs in zip(machine, trials) for compiled_value, known in zip(*pairs)):
-            _OPEN[name] = door
-            return door.address, True
-    except Exception as error:   # Numba raises many kinds
-        wrong = f"does not compile ({str(error).splitlines()[0]})"
-    if not numba.config.DISABLE_JIT: warnings.warn(f"format {name!r} {wrong}: it runs in Python, and slower", stacklevel=3)
+    "The door to a format: its machine code, or Python, with a warning, where it does not compile."
+    if not numba.config.DISABLE_JIT:
+        try: _OPEN[name] = _machine_door(allocate, pay, trials)
+        except Exception as error:   # Numba raises many kinds
+            why = str(error).partition("\n")[0]
+            warnings.warn(f"format {name!r} has no machine code ({why}): it runs in Python, and slower", stacklevel=3)
+        else: return _OPEN[name].address, True
     _OPEN[name] = _PYTHON_DOOR(_lot_function(_told(name, allocate), _told(name, pay), _note_units, _note_payments))
     return ctypes.cast(_OPEN[name], ctypes.c_void_p).value or 0, False
 
