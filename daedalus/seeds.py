@@ -60,6 +60,7 @@ BLOCKS = {
     "worst cases, chosen": Range(900_001, 1, "44_redteam"),
     "best of a library": Range(900_002, 1, "44_redteam, 82_red_team, 83_ablations"),
     "banks": Range(950_001, 1, "22_search"),
+    "theory": Range(970_001, 1000, "70_theory"),
 }
 
 # %% ../nbs/05_seeds.ipynb #block-of
@@ -116,7 +117,7 @@ GENERATORS = {
     "random replies": (3, "31_sft"), "prompts": (3, "33_grpo"),
     "earlier replies": (5, "35_train"), "validation": (9, "31_sft, 35_train"),
     "screens": (24, "74_screens"), "red team": (32, "82_red_team"), "ablations": (33, "83_ablations"),
-    "flaws": (34, "84_flaws"),
+    "flaws": (34, "84_flaws"), "theory": (70, "70_theory"),
 }
 
 

@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
 
 from daedalus.market.auction import clear, second_price_revenue
 from daedalus.market.bidders import Population, competitive_surplus
 from daedalus.market.engine import HIDDEN, LOTS, SCORED, simulate
+from daedalus.results import read_result
 from daedalus.schema import Mechanism
 
 AUCTIONS = 1_000_000
@@ -250,3 +252,70 @@ def test_no_regret_bidders_find_the_equilibrium(n):
         played[kind] = out.hidden[:, -40:, HIDDEN.index("shading")].mean()
     assert played["first_price"] == pytest.approx((n - 1) / n, abs=0.03)
     assert 0.99 <= played["second_price"] <= 1
+
+
+# The committed table, and some of its closed forms by other means
+
+
+THEORY = read_result("theory")
+CLOSED = dict(zip(THEORY["comparisons"]["claim"], THEORY["comparisons"]["closed_form"]))
+
+
+def test_the_table_is_large_and_none_of_it_is_far_from_theory():
+    rows, forms = THEORY["comparisons"], THEORY["forms"]
+    assert len(rows["claim"]) == len(set(rows["claim"])) == sum(forms["settings"]) >= 75
+    assert len(forms["form"]) == len(set(forms["form"])) == len(set(rows["form"])) >= 35
+    assert max(map(abs, rows["z"])) == THEORY["largest_z"] <= 4
+    assert 0.8 < np.std(rows["z"]) < 1.2 and abs(np.mean(rows["z"])) < 0.3   # as draws of a standard normal
+
+
+def test_learners_come_to_the_factors_of_interdependent_values():
+    of = THEORY["learned_k"]
+    for kind, n, eta, theory, played in zip(*(of[name] for name in ("format", "bidders", "eta", "theory", "played"))):
+        k = 1 - eta / 2 + eta * n / (4 * (n - 1))
+        assert theory == pytest.approx(k if kind == "second_price" else k * (n - 1) / n)
+        assert played == pytest.approx(theory, abs=0.05)
+
+
+def test_the_curse_is_what_winners_are_disappointed_by():
+    """What naive bidders expect to get when they win, less what they get, from the moments of uniform order statistics."""
+    curse = THEORY["winners_curse"]
+    at = {key: (theory, earned) for *key, theory, earned in zip(*(curse[name] for name in ("bids", "bidders", "eta", "theory", "earned")))
+          for key in [tuple(key)]}
+    for (how, n, eta), (theory, earned) in at.items():
+        assert earned == pytest.approx(theory, abs=0.002)
+        highest = n / (n + 1)                              # the mean of the rivals' signals is uniform below the highest
+        disappointment = eta / 2 * (1 / 2 - highest / 2)
+        if how == "naive":
+            assert at["equilibrium", n, eta][0] - theory == pytest.approx(disappointment)
+
+
+@pytest.mark.parametrize("t", [1.5, 3])
+def test_strong_bidders_by_quadrature(t):
+    kappa, top = 1 - t**-2, t / (t + 1)
+
+    def lower(b):
+        """The chance that the strong bidder bids below b."""
+        return 2 * b / (1 - kappa * b**2) / t
+
+    def weak_bid(v):
+        return v / (1 + math.sqrt(1 - kappa * v**2))
+
+    revenue = top - quad(lambda b: 2 * b / (1 + kappa * b**2) * lower(b), 0, top)[0]
+    assert CLOSED[f"first price, t = {t:g}: revenue"] == pytest.approx(revenue)
+    weak = quad(lambda v: lower(weak_bid(v)), 0, 1)[0]
+    assert CLOSED[f"first price, t = {t:g}: share that the weak win"] == pytest.approx(weak)
+
+
+@pytest.mark.parametrize("n, m, r", [(5, 2, 0.5), (8, 3, 0.7)])
+def test_units_with_a_reserve_by_sorting(n, m, r):
+    ranked = -np.sort(-uniforms(n)[:200_000], axis=1)
+    price = np.maximum(r, ranked[:, m])
+    assert_mean(price * (ranked[:, :m] >= r).sum(1), CLOSED[f"uniform price, n = {n}, M = {m}, r = {r}: revenue"])
+
+
+def test_entry_from_a_threshold_by_quadrature():
+    n, cost = 8, 0.05
+    least = cost ** (1 / n)
+    second = quad(lambda x: x * n * (n - 1) * x ** (n - 2) * (1 - x), least, 1)[0]   # two or more have entered
+    assert CLOSED[f"entry from {least:.3f}, n = {n}, c = {cost}: revenue"] == pytest.approx(second)
