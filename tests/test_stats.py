@@ -9,7 +9,9 @@ import pytest
 from daedalus.results import CHECKOUT, data_folders
 from daedalus.studies.screens import SUSPICIOUS, TSUCHIURA, auc_interval, tender_table, tsuchiura
 from daedalus.studies.stats import (
-    against, cluster_counts, counts, crossed_interval, ends, exact_share, interval, picks, resampled_means)
+    ON_DISTRIBUTION, ON_SUITE, QUESTIONS, _strata, against, cluster_counts, counts, crossed_interval, ends, exact_share, holm,
+    interquartile_mean, interval, performance_profile, picks, probability_of_improvement, resampled_means, resampling,
+    weighted_quantile)
 from daedalus.pipeline.verify import committed_record
 
 RNG = np.random.default_rng(4)
@@ -102,6 +104,144 @@ def test_ends_leave_out_what_is_no_number():
     assert ends(draws).tolist() == [2.5, 97.5]
     assert ends(np.append(draws, np.nan)).tolist() == [2.5, 97.5]
     assert ends(np.stack([draws, draws + 1], 1), axis=0).tolist() == [[2.5, 3.5], [97.5, 98.5]]
+
+
+# Two questions
+
+
+WHO = np.repeat(np.arange(20), 15)
+
+
+@pytest.mark.parametrize("populations, spread", [(20, 0.0), (20, 0.1), (6, 0.1)])
+def test_the_draws_have_the_variance_that_theory_gives_them(populations, spread):
+    """Of a suite: the variance within, by episodes. Of a distribution: that between the means, and the first once more."""
+    rng, episodes = np.random.default_rng(populations), 30
+    who = np.repeat(np.arange(populations), episodes)
+    sample = rng.normal(0, spread, populations)[who] + rng.normal(0, 0.2, len(who))
+    table = sample.reshape(populations, episodes)
+    within = table.var(1, ddof=1).mean() / len(who)
+    between = table.mean(1).var(ddof=1) / populations
+    on_suite, on_distribution = (resampling(who, question, 20_000) for question in QUESTIONS)
+    assert on_suite.means(sample).var() == pytest.approx(within, rel=0.05)
+    assert on_distribution.means(sample).var() == pytest.approx(between + within * (episodes - 1) / episodes, rel=0.06)
+    assert (on_suite.freedom, on_distribution.freedom) == (len(who) - populations, populations - 1)
+
+
+def test_a_draw_of_a_suite_leaves_each_population_its_share():
+    who = np.array(list("aaabbbbbcc"))
+    weights = resampling(who, ON_SUITE, 50).weights
+    for name, share in (("a", 0.3), ("b", 0.5), ("c", 0.2)):
+        assert weights[:, who == name].sum(1) == pytest.approx(share)
+    shares = resampling(who, ON_DISTRIBUTION, 50).weights[:, who == "a"].sum(1)
+    assert {0.0} < set(shares.tolist()) and shares.max() == pytest.approx(1)
+
+
+def test_populations_that_differ_widen_the_interval_on_their_distribution_alone():
+    noise = np.random.default_rng(3).normal(0, 0.1, len(WHO))
+    widths = {question: [np.ptp(drawn.ends(drawn.means(noise + apart * WHO))) for apart in (0.0, 0.05)]
+              for question, drawn in ((question, resampling(WHO, question)) for question in QUESTIONS)}
+    assert widths[ON_SUITE][1] == pytest.approx(widths[ON_SUITE][0])
+    assert widths[ON_DISTRIBUTION][1] > 5 * widths[ON_DISTRIBUTION][0] > 5 * widths[ON_SUITE][0]
+
+
+def test_what_was_met_once_is_drawn_with_others():
+    """Ten populations with an episode each: drawn as one sample, and not as ten that cannot vary."""
+    sample = np.random.default_rng(1).normal(0, 1, 10)
+    drawn = resampling(np.arange(10), ON_SUITE, 20_000)
+    assert drawn.means(sample).var() == pytest.approx(sample.var(ddof=1) / 10, rel=0.05)
+    assert _strata([5, 5, 5, 7, 7, 9]).tolist() == [1, 1, 1, 0, 0, 0] or _strata([5, 5, 5, 7, 7, 9]).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_nothing_is_said_of_what_was_seen_once():
+    one, same = resampling([3], ON_SUITE, 10), resampling([3, 3, 3], ON_DISTRIBUTION, 10)
+    assert np.isnan(one.ends(one.means([0.5]))).all()
+    assert np.isnan(same.ends(same.means(np.arange(3.0)))).all() and np.isnan(same.p_value(1.0, same.means(np.arange(3.0))))
+    with pytest.raises(ValueError, match="question must be one of suite, distribution, not 'populations'"):
+        resampling(WHO, "populations")
+    with pytest.raises(ValueError, match="resamples must be a whole number of at least 1, not 0"):
+        resampling(WHO, ON_SUITE, 0)
+
+
+def test_the_same_seed_draws_the_same_and_rows_are_drawn_together():
+    rows = np.random.default_rng(0).random((2, len(WHO)))
+    for question in QUESTIONS:
+        a, b, c = resampling(WHO, question, 50, 1), resampling(WHO, question, 50, 1), resampling(WHO, question, 50, 2)
+        assert (a.weights == b.weights).all() and (a.weights != c.weights).any()
+        assert a.means(rows)[1] == pytest.approx(a.means(rows[1])) and np.ptp(a.means(rows[1] + 1) - a.means(rows[1])) < 1e-12
+
+
+@pytest.mark.parametrize("populations, episodes", [(5, 40), (20, 2), (20, 15)])
+def test_each_interval_covers_what_it_is_about(populations, episodes):
+    """1500 studies with known truths: about 95 % hold theirs. Episodes drawn alone: too wide for one, too narrow for the other."""
+    rng = np.random.default_rng(7)
+    who = np.repeat(np.arange(populations), episodes)
+    level = rng.normal(0, 0.1, (1500, populations))
+    sample = level[:, who] + rng.normal(0, 0.15, (1500, len(who)))
+    for question, truth in ((ON_SUITE, level.mean(1)), (ON_DISTRIBUTION, 0)):
+        drawn = resampling(who, question)
+        low, high = drawn.ends(drawn.means(sample))
+        assert 0.93 <= np.mean((low <= truth) & (truth <= high)) <= 0.985
+        width = np.mean(high - low) if question == ON_SUITE else width
+    low, high = ends(resampled_means(sample))
+    assert np.mean((low <= 0) & (0 <= high)) < 0.92 and np.mean(high - low) > 1.1 * width
+
+
+def test_p_values_are_even_where_nothing_differs():
+    rng = np.random.default_rng(5)
+    for question in QUESTIONS:
+        drawn = resampling(WHO, question, 500)
+        gains = rng.normal(0, 0.1, (400, 20))[:, WHO] + rng.normal(0, 0.05, (400, len(WHO)))
+        if question == ON_SUITE: gains -= gains.reshape(400, 20, 15).mean((1, 2))[:, None] - rng.normal(0, 0.05, (400, 300)).mean(1)[:, None]
+        values = np.array([drawn.p_value(gain.mean(), drawn.means(gain)) for gain in gains])
+        assert 0.02 < np.mean(values < 0.05) < 0.085 and 0.4 < np.mean(values < 0.5) < 0.6
+
+
+# As rliable defines them
+
+
+def test_the_probability_of_improvement_by_hand():
+    """Population a: of four pairs, 3 beats 1 and 2, 1.5 beats 1, and loses to 2. Population b: equal, one half."""
+    x, y, who = np.array([3, 1.5, 0.2, 0.2]), np.array([1, 2, 0.2, 0.2]), list("aabb")
+    assert probability_of_improvement(x, y, who) == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert probability_of_improvement(y, x, who) == pytest.approx((1 / 4 + 1 / 2) / 2)
+    weights = np.array([[0.25, 0.25, 0.25, 0.25], [0.5, 0.0, 0.25, 0.25], [0.0, 0.0, 0.5, 0.5]])
+    assert probability_of_improvement(x, y, who, weights) == pytest.approx([0.625, 0.75, 0.5])
+
+
+def test_it_is_the_mann_whitney_statistic_of_each_population():
+    from scipy.stats import mannwhitneyu
+
+    rng = np.random.default_rng(8)
+    x, y = rng.integers(0, 9, len(WHO)), rng.integers(1, 9, len(WHO))
+    by_hand = [mannwhitneyu(x[WHO == p], y[WHO == p]).statistic / 15**2 for p in range(20)]
+    assert probability_of_improvement(x, y, WHO) == pytest.approx(np.mean(by_hand))
+
+
+def test_profiles_and_middle_halves():
+    sample = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 9.0])
+    assert performance_profile(sample, [0.3, 0.65]).mean(-1).tolist() == [5 / 8, 2 / 8]
+    even = np.full((1, 8), 1 / 8)
+    assert interquartile_mean(sample) == pytest.approx(0.45) and interquartile_mean(sample, even) == pytest.approx([0.45])
+    heavy = np.array([[0, 0, 0, 0, 0, 0, 0.5, 0.5]])
+    assert interquartile_mean(sample, heavy) == pytest.approx([(0.7 + 9) / 2])
+    assert weighted_quantile(sample, 0.25, even).tolist() == [0.2] and weighted_quantile(sample, 1.0, heavy).tolist() == [9.0]
+
+
+# Many verdicts
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9, 0.6]).tolist() == [1, 1, 1] and holm([0.2]).tolist() == [0.2]
+    told = holm([0.01, np.nan, 0.02])
+    assert told[[0, 2]].tolist() == pytest.approx([0.02, 0.02]) and np.isnan(told[1])
+
+
+def test_holm_keeps_the_chance_of_one_wrong_verdict():
+    """Thirty differences that are none, independent: one of them passes 5 % in four of five studies, and Holm's in 5 %."""
+    values = np.random.default_rng(9).random((2000, 30))
+    assert np.mean(values.min(1) < 0.05) > 0.75
+    assert np.mean([holm(row).min() < 0.05 for row in values]) == pytest.approx(0.05, abs=0.015)
 
 
 # Seeds and episodes
