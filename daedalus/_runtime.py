@@ -150,6 +150,21 @@ def check_compiled() -> None:
                 "`daedalus.register_bidder`); to change it, change its notebook as CONTRIBUTING.md shows, or what can be "
                 "chosen at run time, such as `behaviour`")
 
+# %% ../nbs/00_runtime.ipynb #checksum
+def _with_checksum(
+    content: bytes,
+) -> bytes:
+    """The content behind its SHA-256."""
+    return hashlib.sha256(content).digest() + content
+
+
+def _without_checksum(
+    kept: bytes,  # as `_with_checksum` made it
+) -> bytes | None:
+    """The content again; None where it is no longer whole."""
+    content = kept[32:]
+    return content if hashlib.sha256(content).digest() == kept[:32] else None
+
 # %% ../nbs/00_runtime.ipynb #kept-code
 class KeptCode(_Cache):
     """The machine code of one function on disk, as Numba asks for it."""
@@ -174,25 +189,22 @@ class KeptCode(_Cache):
         check_compiled()
         target_context.refresh()
         try:
-            content = self._file(sig, target_context.codegen()).read_bytes() if cache_folder() else b""
+            content = _without_checksum(self._file(sig, target_context.codegen()).read_bytes()) if cache_folder() else None
         except OSError:
-            content = b""
-        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            content = None
+        if content is None:
             _announce()
             return None
-        return CompileResult._rebuild(target_context, *pickle.loads(content[32:]))
+        return CompileResult._rebuild(target_context, *pickle.loads(content))
 
     def save_overload(self, sig, data: CompileResult) -> None:
         """Keep the code of a signature, unless it holds addresses of this process."""
         if cache_folder() and not data.library.has_dynamic_globals:
-            content = serialize.dumps(data._reduce())
-            _write(self._file(sig, data.codegen), hashlib.sha256(content).digest() + content)
+            _write(self._file(sig, data.codegen), _with_checksum(serialize.dumps(data._reduce())))
 
     def enable(self): pass
 
-    def disable(self): pass
-
-    def flush(self): pass
+    disable = flush = enable
 
 # %% ../nbs/00_runtime.ipynb #write-code
 def _write(

@@ -70,6 +70,9 @@ class _Objects(ExtensionArray):
     def nbytes(self):
         return self._values.nbytes
 
+    def _formatter(self, boxed=False):
+        return repr
+
     def isna(self):
         return pd.isna(self._values)
 
@@ -97,9 +100,7 @@ class MechanismArray(ExtensionScalarOpsMixin, _Objects):
     def _from_sequence(cls, scalars, *, dtype=None, copy=False):
         return cls(scalars)
 
-    @classmethod
-    def _from_sequence_of_strings(cls, strings, *, dtype, copy=False):
-        return cls(strings)
+    _from_sequence_of_strings = _from_sequence
 
     @classmethod
     def _from_factorized(cls, values, original):
@@ -108,9 +109,6 @@ class MechanismArray(ExtensionScalarOpsMixin, _Objects):
     def __setitem__(self, key, value):
         entries = type(self)(value)._values if pd.api.types.is_list_like(value) else _read(value)
         self._values[pd.api.indexers.check_array_indexer(self, key)] = entries
-
-    def _formatter(self, boxed=False):
-        return repr
 
     def __arrow_array__(self, type=None):
         import pyarrow

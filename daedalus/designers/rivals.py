@@ -90,7 +90,7 @@ def lesson(
     sees = [RIVALS[name].sees for name in names]
     return Job(learn, (first.how, first.rounds, sees, first.meets, seed), first.rounds)
 
-# %% ../../nbs/27_rivals.ipynb #files
+# %% ../../nbs/27_rivals.ipynb #save
 def _array(
     part: list,  # of a rival as JSON
 ) -> np.ndarray:
@@ -110,7 +110,7 @@ def _save(
     np.savez(half, **arrays)
     os.replace(half, file)
 
-
+# %% ../../nbs/27_rivals.ipynb #files
 def load_rival(
     file: str | Path,  # as `learn_rivals` leaves it
 ) -> FixedDesigner | ContextualDesigner:

@@ -395,7 +395,7 @@ def find_library(
         picked.append(max(rest, key=lambda at: earned[:, [*picked, at]].max(1).mean()))
     return [pool[at] for at in picked]
 
-# %% ../../nbs/22_search.ipynb #contextual
+# %% ../../nbs/22_search.ipynb #try-library
 class Examples(NamedTuple):
     "What the mechanisms of a library earned in many states."
 
@@ -432,7 +432,7 @@ def try_library(
         examples = Examples(library, *map(np.concatenate, zip(*parts)))
     return examples
 
-
+# %% ../../nbs/22_search.ipynb #contextual
 def contextual(
     rounds: int,        # simulated rounds to spend, at most: LEAST_ROUNDS or more
     seed: int = 0,
@@ -541,10 +541,7 @@ def _bandit(library, rounds, seed, names, draw) -> ContextualDesigner:
     model = KernelRidge(kernel, whitening @ sampler.mean.T, np.full(len(library), level))
     return ContextualDesigner(library, model, names)
 
-# %% ../../nbs/22_search.ipynb #optimise
-TRIALS, LAST = 300, 10   # mechanisms that the optimisation tries, and those in the final comparison
-
-
+# %% ../../nbs/22_search.ipynb #suggest
 def _optuna():
     "The package, without its wish for a progress bar in notebooks and its reports of every trial."
     import warnings
@@ -562,6 +559,9 @@ def _optuna():
 def _suggest(trial) -> Mechanism:
     "The mechanism that an optuna trial asks for, amounts to two decimals."
     return Mechanism(**{name: lever.suggest(trial) for name, lever in LEVERS.items()})
+
+# %% ../../nbs/22_search.ipynb #optimise
+TRIALS, LAST = 300, 10   # mechanisms that the optimisation tries, and those in the final comparison
 
 
 def optimise_fixed(

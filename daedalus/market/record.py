@@ -54,7 +54,7 @@ def bidder_names(
     """A name for each bidder: its type, and a number among its like."""
     return [f"{bidder_type(k)} {(kind[:i] == k).sum() + 1}" for i, k in enumerate(kind)]
 
-
+# %% ../../nbs/16_record.ipynb #fate
 def _fate(
     seen: Session,
     lot: int,

@@ -124,7 +124,7 @@ def paper_dir() -> Path:
     "Folder that the PDF and the tables are written to: `paper`, or below the figures' folder where those go elsewhere."
     return SOURCE if figures_dir().resolve() == (SOURCE / "figures").resolve() else figures_dir() / "paper"
 
-# %% ../../nbs/90_paper.ipynb #tables
+# %% ../../nbs/90_paper.ipynb #evaluation-table
 def _evaluation_table() -> "pd.DataFrame":
     "One row for each suite and designer: its summary, its gains and its share of the gap."
     import pandas as pd
@@ -140,7 +140,7 @@ def _evaluation_table() -> "pd.DataFrame":
             rows.append({"suite": name, "designer": who, **row, **gains, **share})
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/90_paper.ipynb #flaws-table
 def _flaws_table() -> "pd.DataFrame":
     "One row for each number that demonstrates a property of the published reward."
     import pandas as pd
@@ -163,7 +163,7 @@ def _flaws_table() -> "pd.DataFrame":
         for score in ("noise / spread", "best of four found"): add("one draw, kept", f"{case}: {score}", row[score])
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/90_paper.ipynb #tables
 def paper_tables() -> dict[str, "pd.DataFrame"]:
     "The tables of the paper, by name of their file; those of results that are not there yet are left out."
     import pandas as pd

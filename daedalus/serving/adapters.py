@@ -208,6 +208,52 @@ def _next_key(
     return seed_number(seed), 0
 
 # %% ../../nbs/57_adapters.ipynb #bidder-class
+class _Bidders:
+    """Bidders as agents: what `bidder_env` does, without PettingZoo."""
+
+    metadata = {"name": "daedalus_bidders_v0", "render_modes": []}
+    render_mode = None
+
+    def __init__(self, sale: Sale, mechanism: Mechanism):
+        self.sale, self.mechanism = sale, mechanism
+        self._key: Any = None  # (seed, episode), once there was a reset
+        self.agents: list[str] = []
+        self.possible_agents = [f"bidder_{i}" for i in range(sale.bidders)]
+        spaces = [_bidder_spaces(sale.bidders) for _ in self.possible_agents]
+        self.observation_spaces = {agent: seen for agent, (seen, _) in zip(self.possible_agents, spaces)}
+        self.action_spaces = {agent: bid for agent, (_, bid) in zip(self.possible_agents, spaces)}
+
+    def observation_space(self, agent):
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent):
+        return self.action_spaces[agent]
+
+    def reset(self, seed=None, options=None):
+        mechanism = (options or {}).get("mechanism", self.mechanism)
+        if not isinstance(mechanism, Mechanism):
+            raise ValueError(f"mechanism must be a Mechanism, not {mechanism!r}")
+        self._key, self._lot = _next_key(self._key, seed), 0
+        self.mechanism, self.agents = mechanism, list(self.possible_agents)
+        nothing = np.full((1, self.sale.bidders), UNKNOWN)
+        return self._see(SILENT, nothing[0], Clearing(nothing, nothing)), {agent: {} for agent in self.agents}
+
+    def step(self, actions):
+        bids, rules, agents = read_bids(actions, self.agents), self.mechanism, self.agents
+        clearing = clear(bids[None], rules.auction_type, self.sale.n_items, rules.reserve_price)
+        gains = self._values * clearing.units[0] - clearing.payments[0]
+        self._lot += 1
+        over, seen = self._lot == self.sale.lots, self._see(rules, bids, clearing)
+        self.agents = [] if over else agents
+        return (seen, dict(zip(agents, gains.tolist())), dict.fromkeys(agents, over),
+                dict.fromkeys(agents, False), {agent: {} for agent in agents})
+
+    def _see(self, revealing, bids, clearing):
+        self._values = private_values(self.sale, self._key, self._lot)
+        said = announce(revealing, bids, clearing)
+        return dict(zip(self.agents, _views(_public_rules(self.mechanism), self._values, clearing, said)))
+
+# %% ../../nbs/57_adapters.ipynb #bidder-env
 @cache
 def _bidder_class() -> type:
     """The class of `bidder_env`, made when PettingZoo is first needed."""
@@ -216,62 +262,9 @@ def _bidder_class() -> type:
     except ModuleNotFoundError:
         raise ModuleNotFoundError("bidder_env needs pettingzoo: pip install pettingzoo", name="pettingzoo") from None
 
-    class BidderEnv(ParallelEnv):
-        """Bidders as agents."""
-
-        metadata = {"name": "daedalus_bidders_v0", "render_modes": []}
-        render_mode = None
-
-        def __init__(self, sale: Sale, mechanism: Mechanism):
-            self.sale, self.mechanism = sale, mechanism
-            self._key: Any = None  # (seed, episode), once there was a reset
-            self.agents: list[str] = []
-            self.possible_agents = [f"bidder_{i}" for i in range(sale.bidders)]
-            spaces = [_bidder_spaces(sale.bidders) for _ in self.possible_agents]
-            self.observation_spaces = {agent: seen for agent, (seen, _) in zip(self.possible_agents, spaces)}
-            self.action_spaces = {agent: bid for agent, (_, bid) in zip(self.possible_agents, spaces)}
-
-        def observation_space(self, agent):
-            return self.observation_spaces[agent]
-
-        def action_space(self, agent):
-            return self.action_spaces[agent]
-
-        def reset(self, seed=None, options=None):
-            mechanism = (options or {}).get("mechanism", self.mechanism)
-            if not isinstance(mechanism, Mechanism):
-                raise ValueError(f"mechanism must be a Mechanism, not {mechanism!r}")
-            self._key, self._lot = _next_key(self._key, seed), 0
-            self.mechanism, self.agents = mechanism, list(self.possible_agents)
-            nothing = np.full((1, self.sale.bidders), UNKNOWN)
-            return self._see(SILENT, nothing[0], Clearing(nothing, nothing)), {agent: {} for agent in self.agents}
-
-        def step(self, actions):
-            bids, rules, agents = read_bids(actions, self.agents), self.mechanism, self.agents
-            clearing = clear(bids[None], rules.auction_type, self.sale.n_items, rules.reserve_price)
-            gains = self._values * clearing.units[0] - clearing.payments[0]
-            self._lot += 1
-            over, seen = self._lot == self.sale.lots, self._see(rules, bids, clearing)
-            self.agents = [] if over else agents
-            return (seen, dict(zip(agents, gains.tolist())), dict.fromkeys(agents, over),
-                    dict.fromkeys(agents, False), {agent: {} for agent in agents})
-
-        def _see(self, revealing, bids, clearing):
-            self._values = private_values(self.sale, self._key, self._lot)
-            said = announce(revealing, bids, clearing)
-            return dict(zip(self.agents, _views(_public_rules(self.mechanism), self._values, clearing, said)))
-
-    BidderEnv.__qualname__ = "BidderEnv"
-    return BidderEnv
+    return type("BidderEnv", (_Bidders, ParallelEnv), {})
 
 
-def __getattr__(name: str) -> type:
-    """`FlatEnv` and `BidderEnv`, by which names environments are pickled; made when they are first needed."""
-    if name in ("FlatEnv", "BidderEnv"):
-        return _flat_class() if name == "FlatEnv" else _bidder_class()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-# %% ../../nbs/57_adapters.ipynb #bidder-env
 def bidder_env(
     sale: Sale,  # what is for sale, and how many bid
     mechanism: Mechanism = DEFAULT_MECHANISM,  # the rules
@@ -284,6 +277,13 @@ def bidder_env(
     return a unit nor bid twice, and agreements that they learn are not audited.
     """
     return _bidder_class()(sale, mechanism)
+
+
+def __getattr__(name: str) -> type:
+    """`FlatEnv` and `BidderEnv`, by which names environments are pickled; made when they are first needed."""
+    if name in ("FlatEnv", "BidderEnv"):
+        return _flat_class() if name == "FlatEnv" else _bidder_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 # %% ../../nbs/57_adapters.ipynb #tool-text-of
 TOOL_PROMPT = ("You are the referee of an auction market. Post a mechanism with the tool, read what the market made of "
@@ -313,19 +313,21 @@ def _tool_of_levers(
     vars(function)["__signature__"] = inspect.Signature([itself, *parameters], return_annotation=str)
     return function
 
+# %% ../../nbs/57_adapters.ipynb #begun
+def _begun(
+    env: DaedalusEnv | None,  # of a rollout
+) -> DaedalusEnv:
+    """The episode that is being played; EpisodeError where none is."""
+    if env is None:
+        raise EpisodeError("no episode has begun: reset starts one")
+    return env
+
 # %% ../../nbs/57_adapters.ipynb #market-tool
 class MarketTool:
     """A market as TRL's multi-turn environment: `reset` opens the episode of a row, `post_mechanism` is the tool."""
 
     def __init__(self):
         self._env, self._rewards = None, []
-
-    @property
-    def _episode(self) -> DaedalusEnv:
-        """The episode that is being played."""
-        if self._env is None:
-            raise EpisodeError("no episode has begun: reset starts one")
-        return self._env
 
     def reset(
         self,
@@ -349,14 +351,14 @@ class MarketTool:
         Returns:
             The reward of the step, 0 to 1, and what can be observed of the market.
         """
-        observation = self._episode.step(Mechanism(**levers))
+        observation = _begun(self._env).step(Mechanism(**levers))
         self._rewards.append(observation.reward)
         return _tool_text(observation)
 
     @property
     def mean_reward(self) -> float:
         """The mean reward over all steps of the episode, 0 to 1; a step that was not played counts as 0."""
-        return sum(self._rewards) / self._episode.episode_length
+        return sum(self._rewards) / _begun(self._env).episode_length
 
 # %% ../../nbs/57_adapters.ipynb #market-reward
 def market_reward(

@@ -494,14 +494,14 @@ def training_table(
                      **_reached(pd.concat([known[name], table]), stage, resamples)})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/42_evaluate.ipynb #inference
+# %% ../../nbs/42_evaluate.ipynb #reply
 def _reply(player, episodes) -> Reply:
     "What a designer says to the first of some episodes; without language, its mechanism stands for its words."
     if isinstance(player, ChatDesigner): return player.replies(observe(episodes)[:1])[0]
     mechanism = ask(player, episodes)[0]
     return Reply(mechanism.to_text(), mechanism, None)
 
-
+# %% ../../nbs/42_evaluate.ipynb #inference
 def inference(
     n_episodes: int = 1,    # 1: show one mechanism; more: play so many episodes
     baseline: bool = False, # also play the yardsticks
