@@ -54,19 +54,14 @@ def sources_hash(
 SOURCES = sources_hash()
 
 # %% ../nbs/00_runtime.ipynb #own-folder
-def _closed(
-    folder: Path,
-    user: int,
-) -> bool:
+def _closed(folder: Path, user: int) -> bool:
     """Whether nobody but `user` and the system can put something else in the place of an entry of a folder."""
     status = folder.stat()
     others = status.st_mode & 0o002 or (status.st_mode & 0o020 and not _own_group(status.st_gid))
     return status.st_uid in (user, 0) and (not others or bool(status.st_mode & 0o1000))
 
 
-def _own_group(
-    group: int,
-) -> bool:
+def _own_group(group: int) -> bool:
     """Whether a group is this user's own: it bears the user's name, as many systems have it."""
     import grp
 
@@ -124,9 +119,7 @@ _READ: dict[tuple[int, str], tuple[dict, str, object]] = {}  # what compiled fun
 _LATER: list[tuple[dict, str]] = []  # names that were not there yet when the function that reads them was defined
 
 
-def _note_reads(
-    function: Callable,
-) -> None:
+def _note_reads(function: Callable) -> None:
     """Note the values of the names of its module that a function reads."""
     names = function.__globals__
     for name in function.__code__.co_names:
@@ -151,9 +144,7 @@ def check_compiled() -> None:
                 "chosen at run time, such as `behaviour`")
 
 # %% ../nbs/00_runtime.ipynb #checksum
-def _with_checksum(
-    content: bytes,
-) -> bytes:
+def _with_checksum(content: bytes) -> bytes:
     """The content behind its SHA-256."""
     return hashlib.sha256(content).digest() + content
 
@@ -207,10 +198,7 @@ class KeptCode(_Cache):
     disable = flush = enable
 
 # %% ../nbs/00_runtime.ipynb #write-code
-def _write(
-    path: Path,
-    content: bytes,
-) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Write a file in one step; a warning, once, where that cannot be done."""
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
@@ -222,9 +210,7 @@ def _write(
 
 
 @cache
-def _warn_unkept(
-    reason: str,
-) -> None:
+def _warn_unkept(reason: str) -> None:
     """Warn, once for each reason, that code cannot be kept."""
     warnings.warn(f"compiled code cannot be kept, and other processes compile the market anew: {reason}", stacklevel=2)
 
@@ -239,9 +225,7 @@ def _announce() -> None:
 _DEFINED: set[str] = set()  # the library's compiled functions, by module and name
 
 
-def _ours(
-    function: Callable,
-) -> bool:
+def _ours(function: Callable) -> bool:
     """Whether a function stands in a module of the library."""
     return function.__module__.split(".")[0] == daedalus.__name__
 
@@ -361,9 +345,7 @@ def _function_parts(
             yield from _function_parts(part, seen)
 
 
-def function_code(
-    *functions: Callable,
-) -> str:  # 16 hexadecimal digits
+def function_code(*functions: Callable) -> str:  # 16 hexadecimal digits
     """A hash of what functions do, equal for equal code."""
     seen: set[int] = set()
     parts = [part for function in functions for part in _function_parts(function, seen)]

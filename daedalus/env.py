@@ -129,9 +129,6 @@ def curriculum(
     return min(4, int(5 * progress))
 
 # %% ../nbs/17_env.ipynb #episodes
-RECENT = 3  # past outcomes that an observation shows, at most
-
-
 class Episodes(NamedTuple):
     """A batch of episodes between two steps; `play_step` returns the next and leaves this one as it is."""
 
@@ -139,7 +136,7 @@ class Episodes(NamedTuple):
     episode_length: int  # steps in an episode
     round_number: int  # steps played so far
     mechanisms: tuple[Mechanism, ...]  # [batch]: what each market played last, at first the default mechanism
-    recent: tuple[Outcomes, ...]  # the last RECENT outcomes, arrays [batch], oldest first; the warm-up opens the row
+    recent: tuple[Outcomes, ...]  # the last outcomes, at most RECENT, arrays [batch], oldest first; the warm-up opens the row
     objective: Objective = PUBLISHED_OBJECTIVE  # what the rewards are, where there are no briefs
     briefs: tuple[Brief, ...] = ()  # [batch]: what each market's owner wants; none: `objective` holds for all
 
@@ -148,11 +145,8 @@ class Episodes(NamedTuple):
         """Whether the last step has been played."""
         return self.round_number >= self.episode_length
 
-    def select(
-        self,
-        rows: Sequence[int] | np.ndarray,  # which of the batch, in which order; a row may come more than once
-    ) -> "Episodes":
-        """The episodes `rows` as a batch of their own."""
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Episodes":
+        """The episodes `rows`, in this order and as often as they come, as a batch of their own."""
         recent = tuple(Outcomes(*(np.array(array[rows]) for array in outcomes)) for outcomes in self.recent)
         mechanisms = tuple(self.mechanisms[row] for row in rows)
         briefs = tuple(self.briefs[row] for row in rows) if self.briefs else ()
@@ -167,10 +161,7 @@ class Episodes(NamedTuple):
                 "objective": self.objective.model_dump(), **briefs}
 
     @classmethod
-    def from_dict(
-        cls,
-        saved: dict,  # as `to_dict` returned it
-    ) -> "Episodes":
+    def from_dict(cls, saved: dict) -> "Episodes":
         """The inverse of `to_dict`."""
         recent = [Outcomes(**{name: np.array(values) for name, values in row.items()}) for row in saved["recent"]]
         return cls(**saved | {"market": MarketState.from_dict(saved["market"]), "recent": tuple(recent),
@@ -179,6 +170,9 @@ class Episodes(NamedTuple):
                               "briefs": tuple(Brief(**fields) for fields in saved.get("briefs", ()))})
 
 # %% ../nbs/17_env.ipynb #open-episodes
+RECENT = 3  # past outcomes that an observation shows, at most
+
+
 def open_episodes(
     populations: Population | Sequence[Population],  # one for all, or one for each episode
     seeds,  # int from 0, or [batch] of them, or [batch, 2] of (seed, episode)
@@ -264,9 +258,7 @@ def _observation(
         brief=episodes.briefs[at] if episodes.briefs else None)
 
 
-def observe(
-    episodes: Episodes,
-) -> list[Observation]:  # one for each episode
+def observe(episodes: Episodes) -> list[Observation]:  # one for each episode
     """What the designers see before their next mechanism, or when it is over."""
     return [_observation(episodes, at) for at in range(len(episodes.market.key))]
 
@@ -278,31 +270,18 @@ def outcome_of(
     """The scores of an episode's last step; before the first step, of the warm-up."""
     return Outcome(**_row(episodes.recent[-1], SCORES, at))
 
-# %% ../nbs/17_env.ipynb #env
-class DaedalusEnv:
-    """An episode with one population: `reset` opens it, `step` plays a mechanism, both return what is observed."""
+# %% ../nbs/17_env.ipynb #env-steps
+class _UnderWay:
+    """An episode that is played step by step, once it has begun."""
 
-    def __init__(
-        self,
-        population: Population,  # who bids
-        episode_length: int = 10,  # steps, at least 1
-        objective: Objective = PUBLISHED_OBJECTIVE,  # what `reward` is
-        brief: Brief | None = None,  # in place of an objective: observations show it, and what breaks it has reward 0
-    ):
-        wanted_by(brief, objective)
-        self.objective, self.brief = objective, brief
-        self.population, self.episode_length = population, whole_number(episode_length, "episode_length")
-        self._episodes: Episodes | None = None
+    _episodes: Episodes | None = None
 
-    def reset(
-        self,
-        seed: int = 0,  # from 0: same seed, same bits
-        episode: int = 0,  # from 0: which of that seed's episodes
-    ) -> Observation:
-        """Open an episode; the observation shows how the warm-up went."""
-        self._episodes = open_episodes([self.population], [(seed, episode)], self.episode_length,
-                                       objective=self.objective, brief=self.brief)
-        return self.observe()
+    @property
+    def episodes(self) -> Episodes:
+        """Where the episode stands, as a batch of one."""
+        if self._episodes is None:
+            raise EpisodeError("no episode has begun: reset starts one")
+        return self._episodes
 
     def step(
         self,
@@ -324,22 +303,37 @@ class DaedalusEnv:
         """The scores of the last step; before the first step, of the warm-up."""
         return outcome_of(self.episodes)
 
-    @property
-    def episodes(self) -> Episodes:
-        """Where the episode stands, as a batch of one."""
-        if self._episodes is None:
-            raise EpisodeError("no episode has begun: reset starts one")
-        return self._episodes
+# %% ../nbs/17_env.ipynb #env
+class DaedalusEnv(_UnderWay):
+    """An episode with one population: `reset` opens it, `step` plays a mechanism, both return what is observed."""
+
+    def __init__(
+        self,
+        population: Population,  # who bids
+        episode_length: int = 10,  # steps, at least 1
+        objective: Objective = PUBLISHED_OBJECTIVE,  # what `reward` is
+        brief: Brief | None = None,  # in place of an objective: observations show it, and what breaks it has reward 0
+    ):
+        wanted_by(brief, objective)
+        self.objective, self.brief = objective, brief
+        self.population, self.episode_length = population, whole_number(episode_length, "episode_length")
+
+    def reset(
+        self,
+        seed: int = 0,  # from 0: same seed, same bits
+        episode: int = 0,  # from 0: which of that seed's episodes
+    ) -> Observation:
+        """Open an episode; the observation shows how the warm-up went."""
+        self._episodes = open_episodes([self.population], [(seed, episode)], self.episode_length,
+                                       objective=self.objective, brief=self.brief)
+        return self.observe()
 
     def snapshot(self) -> dict:
         """Where the episode stands as plain JSON values, exact to the bit."""
         return {"population": self.population.model_dump(), "episodes": self.episodes.to_dict()}
 
     @classmethod
-    def restore(
-        cls,
-        snapshot: dict,  # as `snapshot` returned it
-    ) -> "DaedalusEnv":
+    def restore(cls, snapshot: dict) -> "DaedalusEnv":
         """An environment that goes on where the snapshot was taken."""
         if not isinstance(snapshot, dict) or snapshot.keys() != {"population", "episodes"}:
             raise ValueError("a snapshot is what DaedalusEnv.snapshot returned: a dict of population and episodes")
@@ -419,13 +413,6 @@ def _gym_class() -> type:
     GymEnv.__qualname__ = "GymEnv"
     return GymEnv
 
-
-def __getattr__(name: str) -> type:
-    """`GymEnv`, by which name its environments are pickled; made when it is first needed."""
-    if name == "GymEnv":
-        return _gym_class()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
 # %% ../nbs/17_env.ipynb #gym-env
 def gym_env(
     population: Population,  # who bids
@@ -437,3 +424,10 @@ def gym_env(
     The observation is float64 [FEATURES]; `info` has the scores of the step.
     """
     return _gym_class()(population, episode_length)
+
+
+def __getattr__(name: str) -> type:
+    """`GymEnv`, by which name its environments are pickled; made when it is first needed."""
+    if name == "GymEnv":
+        return _gym_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,9 @@ __all__ = ['AuctionType', 'CoalitionPolicy', 'AUCTION_TYPES', 'COALITION_POLICIE
            'DEEPEST_BREAK', 'LEVERS', 'FIELDS', 'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'PUBLISHED_OBJECTIVE',
            'BRIEF_RULES', 'BRIEF_KINDS', 'SYSTEM_PROMPT', 'known_auction_types', 'Checks', 'amount', 'whole',
            'whole_in_json', 'whole_number', 'seed_number', 'generator', 'Record', 'MechanismFields', 'Lever',
-           'SwitchLever', 'FormatLever', 'WholeLever', 'AmountLever', 'MechanismError', 'Mechanism', 'distinct',
-           'mechanisms_to_array', 'Outcome', 'RecentOutcome', 'Objective', 'BriefFields', 'Brief', 'Observation']
+           'SwitchLever', 'FormatLever', 'WholeLever', 'AmountLever', 'MechanismError', 'MechanismForms', 'Mechanism',
+           'distinct', 'mechanisms_to_array', 'Outcome', 'RecentOutcome', 'Objective', 'BriefFields', 'BriefRules',
+           'Brief', 'Observation']
 
 # %% ../nbs/02_schema.ipynb #schema-imports
 import json
@@ -100,7 +101,7 @@ def whole(
     "Marks an `int` as a whole number from `low` to `high`."
     return Checks(Strict(), Ge(low), *([] if high is None else [Le(high)]), BeforeValidator(_plain))
 
-
+# %% ../nbs/02_schema.ipynb #types-json
 def _counted(
     value: object,  # whatever was given for a whole number
 ) -> object:
@@ -194,14 +195,12 @@ def _sentence(
         text += f", not {reprlib.repr(first['input'])}" if first['type'].endswith('_type') else ''
     return text + (f' (and {len(more)} more wrong)' if more else '')
 
-# %% ../nbs/02_schema.ipynb #record
-@total_ordering
-class Record(BaseModel):
-    "An immutable set of strictly checked fields; a wrong one raises `refusal` with one sentence."
+# %% ../nbs/02_schema.ipynb #checked
+class _Checked(BaseModel):
+    "Immutable, strictly checked fields; a wrong one raises `refusal` with one sentence."
     model_config = ConfigDict(frozen=True, extra='forbid', allow_inf_nan=False)
     refusal: ClassVar[type[ValueError]] = ValueError
     others: ClassVar[str] = ''   # what may be said, beside the fields, of a name that is no field
-    ndim: ClassVar[int] = 0   # one value, not a row of them: pandas asks this of what can be iterated
 
     def __init__(self, /, **fields):
         try:
@@ -230,6 +229,12 @@ class Record(BaseModel):
     ) -> Self:
         "A copy with some fields changed, checked like a new one."
         return type(self)(**{**dict(self), **changes})
+
+# %% ../nbs/02_schema.ipynb #record
+@total_ordering
+class Record(_Checked):
+    "An immutable set of strictly checked fields that can be a key, be sorted, and be shown in short."
+    ndim: ClassVar[int] = 0   # one value, not a row of them: pandas asks this of what can be iterated
 
     def key_text(self) -> str:
         "The record as a text by which results are kept: equal texts mean equal bits."
@@ -388,7 +393,7 @@ class Lever:
     def suggest(self, trial: Any) -> Any: return trial.suggest_categorical(self.name, self.settings)
     def space(self, spaces: Any) -> Any: return spaces.Discrete(len(self.settings))
 
-# %% ../nbs/02_schema.ipynb #number-levers
+# %% ../nbs/02_schema.ipynb #switch-levers
 class SwitchLever(Lever):
     "A field that is off or on."
     def words(self, value: bool) -> str: return 'yes' if value else 'no'
@@ -409,7 +414,7 @@ class FormatLever(Lever):
     def columns(self, value: str) -> dict[str, float]:
         return {f'{self.name}: {known}': float(value == known) for known in known_auction_types()}
 
-
+# %% ../nbs/02_schema.ipynb #whole-lever
 class WholeLever(Lever):
     "A whole number within a range."
     step: ClassVar[float] = 1
@@ -424,7 +429,7 @@ class WholeLever(Lever):
     def suggest(self, trial: Any) -> int: return trial.suggest_int(self.name, self.settings[0], self.settings[-1])
     def space(self, spaces: Any) -> Any: return spaces.Discrete(len(self.settings), start=self.settings[0])
 
-
+# %% ../nbs/02_schema.ipynb #number-levers
 class AmountLever(Lever):
     "An amount from 0."
     step: ClassVar[float] = 0.01
@@ -499,13 +504,48 @@ def _place(
         raise MechanismError(f'{name} must be a whole number from {low} to {high} in an array, not {entry}')
     return int(entry)
 
-# %% ../nbs/02_schema.ipynb #mechanism
+# %% ../nbs/02_schema.ipynb #forms
+class MechanismForms(MechanismFields):
+    "The fields of a mechanism in the forms that their levers write: a text for language models, an array for compiled code."
+    refusal: ClassVar[type[ValueError]] = MechanismError
+
+    @classmethod
+    def from_array(
+        cls,
+        values: np.ndarray,  # [FIELDS], as `to_array` returns it
+    ) -> Self:
+        "The mechanism behind an array: the inverse of `to_array`."
+        values = np.asarray(values, dtype=np.float64)
+        if values.shape != (len(FIELDS),):
+            raise MechanismError(f'a mechanism is an array of shape ({len(FIELDS)},), not {values.shape}')
+        return cls(**{name: LEVERS[name].value(x) for name, x in zip(FIELDS, values.tolist())})
+
+    def to_text(self) -> str:
+        "The mechanism as language models read and write it: JSON without spaces, amounts to two decimals."
+        return '{' + ','.join(f'"{name}":{LEVERS[name].text(value)}' for name, value in self) + '}'
+
+    def __str__(self) -> str:
+        return self.to_json()
+
+    def to_array(self) -> np.ndarray:
+        "The fields in order as float64 [FIELDS]: numbers as they are, choices and switches as their place."
+        return np.array([LEVERS[name].entry(value) for name, value in self], dtype=np.float64)
+
+# %% ../nbs/02_schema.ipynb #drafts
 _ECHO = re.compile(r'(last_mechanism\W{0,9}?)\{[^{}]*\}')   # the prompt's own mechanism, repeated
 
 
-class Mechanism(MechanismFields):
+def _drafts(
+    reply: str,  # whatever a language model said
+) -> Iterator[tuple[dict, tuple[int, str]]]:  # some fields; or none, how many a broken object names, and where it breaks
+    "What may be meant as a mechanism in a reply behind its thinking, the last first."
+    for value, piece, reason in reversed(list(_json_objects(_ECHO.sub(r'\1{}', _answer(reply))))):
+        if reason: yield {}, _break_fault(piece, reason)
+        for fields in reversed(list(_candidates(value, FIELDS))): yield fields, (0, '')
+
+# %% ../nbs/02_schema.ipynb #mechanism
+class Mechanism(MechanismForms):
     "The rules of an auction: immutable, hashable, always valid (published as `DaedalusAction`)."
-    refusal: ClassVar[type[ValueError]] = MechanismError
 
     @classmethod
     def from_text(
@@ -516,16 +556,13 @@ class Mechanism(MechanismFields):
         "The last valid mechanism behind a reply's thinking; if there is none, `MechanismError` is about the best attempt."
         if not isinstance(reply, str):
             raise MechanismError(f'a reply must be text, not {reprlib.repr(reply)}')
-        answer = _ECHO.sub(r'\1{}', _answer(reply))
         fault = (-1, f"the reply holds no JSON object with a field of a mechanism ({', '.join(FIELDS)})")
-        for value, piece, reason in reversed(list(_json_objects(answer))):
-            for fields in reversed(list(_candidates(value, FIELDS))):
-                try:
-                    return cls._from_fields(fields, complete)
-                except MechanismError as error:
-                    fault = max((len(LEVERS.keys() & fields), str(error)), fault, key=itemgetter(0))
-            if reason:
-                fault = max(_break_fault(piece, reason), fault, key=itemgetter(0))
+        for fields, attempt in _drafts(reply):
+            try:
+                if fields: return cls._from_fields(fields, complete)
+            except MechanismError as error:
+                attempt = len(LEVERS.keys() & fields), str(error)
+            fault = max(attempt, fault, key=itemgetter(0))
         raise MechanismError(fault[1])
 
     @classmethod
@@ -545,28 +582,6 @@ class Mechanism(MechanismFields):
         "A mechanism drawn uniformly, amounts to two decimals."
         rng = generator(rng)
         return cls(**{name: lever.draw(rng) for name, lever in LEVERS.items()})
-
-    @classmethod
-    def from_array(
-        cls,
-        values: np.ndarray,  # [FIELDS], as `to_array` returns it
-    ) -> 'Mechanism':
-        "The mechanism behind an array: the inverse of `to_array`."
-        values = np.asarray(values, dtype=np.float64)
-        if values.shape != (len(FIELDS),):
-            raise MechanismError(f'a mechanism is an array of shape ({len(FIELDS)},), not {values.shape}')
-        return cls(**{name: LEVERS[name].value(x) for name, x in zip(FIELDS, values.tolist())})
-
-    def to_text(self) -> str:
-        "The mechanism as language models read and write it: JSON without spaces, amounts to two decimals."
-        return '{' + ','.join(f'"{name}":{LEVERS[name].text(value)}' for name, value in self) + '}'
-
-    def __str__(self) -> str:
-        return self.to_json()
-
-    def to_array(self) -> np.ndarray:
-        "The fields in order as float64 [FIELDS]: numbers as they are, choices and switches as their place."
-        return np.array([LEVERS[name].entry(value) for name, value in self], dtype=np.float64)
 
 # %% ../nbs/02_schema.ipynb #named-mechanisms
 DEFAULT_MECHANISM = Mechanism()
@@ -699,9 +714,7 @@ _RELATIONS: dict[str, tuple[str, Callable]] = {'fixed': ('', eq), 'at_most': ('a
 _CLAUSE = re.compile(r'\s*;\s*(?:(words):|(\w+) is( at most| at least|))\s*')   # a part of a brief up to its value
 
 # %% ../nbs/02_schema.ipynb #brief-text
-def _unread(
-    text: object,
-) -> ValueError:
+def _unread(text: object) -> ValueError:
     "What is wrong with a text that is no brief."
     return ValueError("a brief is a text such as 'maximise welfare x revenue; auction_type is \"vcg\"; reserve_price is at "
                       f"most 0.20; words: \"...\"', not {reprlib.repr(text)}")
@@ -752,15 +765,9 @@ def _drawn_fields(
         drawn |= {part: drawn.get(part, {}) | values for part, values in more.items()}
     return drawn | {'objective': objective}
 
-# %% ../nbs/02_schema.ipynb #brief-class
-class Brief(BriefFields):
-    "What the owner of a market wants, and what the rules must obey: immutable, and obeyed by at least one mechanism."
-
-    @model_validator(mode='after')
-    def _can_be_obeyed(self):
-        "Mending must help."
-        if faults := self.faults(self.mended(Mechanism())): raise ValueError(f'no mechanism obeys it: {faults[0]}')
-        return self
+# %% ../nbs/02_schema.ipynb #brief-rules
+class BriefRules(BriefFields):
+    "What the rules must obey, asked of a mechanism."
 
     def _rules(self) -> Iterator[tuple]:
         "Each rule: its lever, the relation in words and as a function, and the value."
@@ -782,6 +789,16 @@ class Brief(BriefFields):
         for name, value in changes.items():
             changes[name] = max(min(value, self.at_most.get(name, value)), self.at_least.get(name, 0))
         return mechanism if self.allows(mechanism) else mechanism.replace(**changes | self.fixed)
+
+# %% ../nbs/02_schema.ipynb #brief-class
+class Brief(BriefRules):
+    "What the owner of a market wants, and what the rules must obey: immutable, and obeyed by at least one mechanism."
+
+    @model_validator(mode='after')
+    def _can_be_obeyed(self):
+        "Mending must help."
+        if faults := self.faults(self.mended(Mechanism())): raise ValueError(f'no mechanism obeys it: {faults[0]}')
+        return self
 
     def text(self) -> str:
         "The brief as people and models read it: one line, exact."

@@ -50,9 +50,7 @@ LESSONS = (("contextual", "contextual-published"), ("optimised-fixed",), ("bandi
            ("contextual-1m",), ("contextual-100k",))  # those in brackets learn from the same examples; longest first
 
 # %% ../../nbs/27_rivals.ipynb #learn
-def _plain(
-    designer: FixedDesigner | ContextualDesigner,
-) -> dict:  # texts and nested lists of numbers
+def _plain(designer: FixedDesigner | ContextualDesigner) -> dict:  # texts and nested lists of numbers
     """A rival as JSON."""
     if isinstance(designer, FixedDesigner):
         return {"library": [designer.mechanism.to_json()]}

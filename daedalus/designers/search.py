@@ -72,10 +72,7 @@ def score(
     return out.reward.mean(1).reshape(len(mechanisms), len(populations), episodes)
 
 # %% ../../nbs/22_search.ipynb #mutate
-def mutate(
-    mechanism: Mechanism,
-    rng: np.random.Generator,
-) -> Mechanism:
+def mutate(mechanism: Mechanism, rng: np.random.Generator) -> Mechanism:
     "A neighbour: one or two levers changed."
     fields = dict(mechanism)
     for name in rng.choice(FIELDS, rng.integers(1, 3), replace=False).tolist():
@@ -242,9 +239,7 @@ def _fixed_rounds(pool, budget, final) -> int:
     return 2 * pool * EPISODE_ROUNDS + climb_rounds(budget, ELITE, 2) + choice_rounds(2 * ELITE, final)
 
 # %% ../../nbs/22_search.ipynb #kept
-def search_record(
-    searched: Search,
-) -> dict[str, Any]:
+def search_record(searched: Search) -> dict[str, Any]:
     "A search as it is kept: the yardsticks, each climb's finalists, a hash of each population's part, and how it was made."
     best = {p: m for name in SUITES for p, m in zip(suite(name), searched.suites[name]["oracle"])}
     parts = [_part_hash(elite, best[p]) for elite, p in zip(searched.elites, everyone())]

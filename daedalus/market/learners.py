@@ -120,7 +120,7 @@ class Play(NamedTuple):
     memory: np.ndarray  # float [sessions, n, states, actions]: what each action was thought to be worth in the end
     last: np.ndarray    # int [sessions, n]: what each player remembered in the end
 
-# %% ../../nbs/13_learners.ipynb #empty-play
+
 def _empty_play(
     game: Game,
     seeds: Sequence[tuple[int, int]], # one for each session

@@ -55,11 +55,7 @@ def bidder_names(
     return [f"{bidder_type(k)} {(kind[:i] == k).sum() + 1}" for i, k in enumerate(kind)]
 
 # %% ../../nbs/16_record.ipynb #fate
-def _fate(
-    seen: Session,
-    lot: int,
-    unit: int,
-) -> str:
+def _fate(seen: Session, lot: int, unit: int) -> str:
     """What became of a unit."""
     if np.isnan(seen.price[lot, unit]):
         return "no sale" if seen.winner[lot, unit] < 0 else "no sale: a false bid won"

@@ -47,9 +47,7 @@ def mechanism_of_vector(
     return Mechanism(**{name: LEVERS[name].at(share) for name, share in zip(FIELDS, ((vector + 1) / 2).tolist())})
 
 # %% ../../nbs/57_adapters.ipynb #vector-of-mechanism
-def vector_of_mechanism(
-    mechanism: Mechanism,
-) -> np.ndarray:  # float64 [FIELDS], each from -1 to 1
+def vector_of_mechanism(mechanism: Mechanism) -> np.ndarray:  # float64 [FIELDS], each from -1 to 1
     """A vector that stands for a mechanism: the inverse of `mechanism_of_vector`."""
     return 2 * np.array([LEVERS[name].share(value) for name, value in mechanism]) - 1
 
@@ -174,9 +172,7 @@ def _views(
              "paid": clearing.payments[0, [at]], **said} for at in range(len(values))]
 
 
-def _public_rules(
-    mechanism: Mechanism,
-) -> np.ndarray:  # float64 [FIELDS]
+def _public_rules(mechanism: Mechanism) -> np.ndarray:  # float64 [FIELDS]
     """A mechanism as bidders know it: `Mechanism.to_array()`, the reserve price only if it is public."""
     rules = mechanism.to_array()
     if not mechanism.reveal_reserve:
@@ -184,9 +180,7 @@ def _public_rules(
     return rules
 
 # %% ../../nbs/57_adapters.ipynb #bidder-spaces
-def _bidder_spaces(
-    bidders: int,
-) -> tuple:  # two gymnasium spaces
+def _bidder_spaces(bidders: int) -> tuple:  # two gymnasium spaces
     """What one bidder sees, and what it may bid."""
     from gymnasium import spaces
 
@@ -211,9 +205,6 @@ def _next_key(
 class _Bidders:
     """Bidders as agents: what `bidder_env` does, without PettingZoo."""
 
-    metadata = {"name": "daedalus_bidders_v0", "render_modes": []}
-    render_mode = None
-
     def __init__(self, sale: Sale, mechanism: Mechanism):
         self.sale, self.mechanism = sale, mechanism
         self._key: Any = None  # (seed, episode), once there was a reset
@@ -223,11 +214,9 @@ class _Bidders:
         self.observation_spaces = {agent: seen for agent, (seen, _) in zip(self.possible_agents, spaces)}
         self.action_spaces = {agent: bid for agent, (_, bid) in zip(self.possible_agents, spaces)}
 
-    def observation_space(self, agent):
-        return self.observation_spaces[agent]
+    def observation_space(self, agent): return self.observation_spaces[agent]
 
-    def action_space(self, agent):
-        return self.action_spaces[agent]
+    def action_space(self, agent): return self.action_spaces[agent]
 
     def reset(self, seed=None, options=None):
         mechanism = (options or {}).get("mechanism", self.mechanism)
@@ -262,7 +251,8 @@ def _bidder_class() -> type:
     except ModuleNotFoundError:
         raise ModuleNotFoundError("bidder_env needs pettingzoo: pip install pettingzoo", name="pettingzoo") from None
 
-    return type("BidderEnv", (_Bidders, ParallelEnv), {})
+    return type("BidderEnv", (_Bidders, ParallelEnv), {
+        "metadata": {"name": "daedalus_bidders_v0", "render_modes": []}, "render_mode": None})
 
 
 def bidder_env(
@@ -290,9 +280,7 @@ TOOL_PROMPT = ("You are the referee of an auction market. Post a mechanism with 
                "it, and post the next one, until the episode is over.")
 
 
-def _tool_text(
-    observation: Observation,
-) -> str:
+def _tool_text(observation: Observation) -> str:
     """An observation as what a tool answers."""
     prompt, _ = observation.prompt().rsplit("\n", 1)
     reward = "" if observation.reward is None else f"reward: {observation.reward:.2f}\n"
