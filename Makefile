@@ -11,7 +11,7 @@ PLAYS := $(if $(wildcard $(READY)),$(READY),.venv/.plays)
 TREE := $(BIN)/python -c 'from daedalus.pipeline.reproduce import tree_hash; print(tree_hash())'
 SHIPPED := $(BIN)/python -c 'from daedalus.training.train import SHIPPED; print(SHIPPED)'
 
-.PHONY: help quick reproduce verify test train rivals search ablations serve export bench clean
+.PHONY: help quick reproduce figures verify test train rivals search ablations serve export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ quick: $(PLAYS) ## the published comparison and the paper again, from what is co
 
 reproduce: $(READY) ## run every notebook at full size; remake results, figures and README.md
 	$(REPRODUCE) --profile paper --keep-outputs
+
+figures: $(READY) ## draw every figure of the paper again from the committed results, in a minute
+	$(BIN)/daedalus figures --output paper/figures
 
 verify: $(READY) ## recompute every committed number at full size and compare; a few: daedalus verify
 	$(BIN)/daedalus verify $(if $(JOBS),--jobs $(JOBS)) --profile paper

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'POKES', 'UNWRITABLE', 'EXTRAS', 'OBJECTIVE', 'PUBLISHED', 'MODEL', 'IMAGE', 'Ended', 'signals_as_interrupts',
-           'says_what_is_wrong', 'inference', 'train', 'ablate', 'rivals', 'search', 'reproduce', 'verify', 'trace',
-           'serve', 'main']
+           'says_what_is_wrong', 'inference', 'train', 'ablate', 'rivals', 'search', 'reproduce', 'verify', 'figures',
+           'trace', 'serve', 'main']
 
 # %% ../nbs/62_cli.ipynb #imports
 import errno
@@ -567,6 +567,27 @@ def verify(
     for claim in checker.claims():
         typer.echo(f"{claim.id:32} {'alone, or ' if claim.spot else 'only '}at full size: {claim.sentence}")
     return 0
+
+# %% ../nbs/62_cli.ipynb #figures
+@app.command()
+@says_what_is_wrong
+def figures(
+    names: Annotated[list[str] | None, typer.Argument(help="Figures, such as boxplot; none: all.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder that they go to. [build/figures]")] = None,
+) -> None:
+    """Draw figures again from the committed results.
+
+    Nothing is played: all take about a minute. It is said of which the committed files are not the same to the byte.
+    """
+    if output:
+        check_folder("--output", output)
+    from daedalus.results import figures_dir
+    from daedalus.studies.figures import redraw
+
+    drawn = dict(redraw(names or (), output))
+    for name in (name for name, same in drawn.items() if not same):
+        typer.echo(f"{name}: not as committed")
+    typer.echo(f"{len(drawn)} figures in {output or figures_dir()}, {sum(drawn.values())} of them as committed, to the byte")
 
 # %% ../nbs/62_cli.ipynb #trace
 @app.command(context_settings={"ignore_unknown_options": True})

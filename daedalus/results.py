@@ -7,8 +7,8 @@ __all__ = ['PACKAGE', 'CHECKOUT', 'NAME', 'KINDS', 'VERSIONED', 'is_checkout', '
            'data_folders', 'data_file', 'build_dir', 'results_dir', 'figures_dir', 'committed_dir', 'figures_shown',
            'declared', 'covers', 'undeclared', 'note_use', 'write_text', 'check_writable', 'check_folder',
            'check_output', 'workshop', 'notebook_code', 'module_files', 'modules_used', 'short_hash', 'library_hash',
-           'versions', 'provenance', 'not_as_declared', 'write_record', 'write_result', 'read_result', 'save_figure',
-           'unknown_parameters']
+           'versions', 'provenance', 'not_as_declared', 'as_kept', 'write_record', 'write_result', 'read_result',
+           'save_figure', 'unknown_parameters']
 
 # %% ../nbs/01_results.ipynb #imports
 import ast
@@ -476,6 +476,24 @@ def _plain(
         return value.tolist()
     raise TypeError(f"a result holds a {type(value).__name__}: use numbers, texts, lists, dictionaries or NumPy arrays")
 
+
+def as_kept(
+    value: Any,  # any JSON value; NumPy numbers and arrays too
+) -> Any:
+    """A value as a result gives it back; ValueError for NaN or infinity."""
+    return json.loads(_json("value", value))
+
+
+def _json(
+    what: str,   # it is, for an error
+    value: Any,  # any JSON value; NumPy numbers and arrays too
+) -> str:
+    """The text of a result file."""
+    try:
+        return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:
+        raise ValueError(f"{what} holds NaN or infinity: leave it out or write None") from None
+
 # %% ../nbs/01_results.ipynb #result-path
 def _file_name(
     name: str,  # name of a result
@@ -502,11 +520,7 @@ def write_record(
     path, record = Path(path), {"value": value, "provenance": provenance(params)}
     if record["provenance"]["notebook"] is None:
         _check_theirs("result", path)
-    try:
-        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
-    except ValueError:
-        raise ValueError(f"result {path.stem!r} holds NaN or infinity: leave it out or write None") from None
-    return write_text(path, text + "\n")
+    return write_text(path, _json(f"result {path.stem!r}", record) + "\n")
 
 
 def write_result(
@@ -539,9 +553,10 @@ def read_result(
 def save_figure(
     figure: Any,  # a matplotlib Figure, or anything with its `savefig`
     name: str,  # file name without ending, such as "boxplot"
+    folder: Path | None = None,  # where; None: `figures_dir()`
 ) -> Path:
-    """Save `figure` in `figures_dir()` as `<name>.png` (200 dots per inch) and `<name>.pdf`; return the PNG's path."""
-    folder = figures_dir()
+    """Save `figure` as `<name>.png` (200 dots per inch) and `<name>.pdf`; return the PNG's path."""
+    folder = folder or figures_dir()
     folder.mkdir(parents=True, exist_ok=True)
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
     figure.savefig(pdf, bbox_inches="tight", metadata={"CreationDate": None, "Creator": None, "Producer": None})

@@ -10,11 +10,10 @@ import pytest
 
 import daedalus as dd
 from daedalus.studies.evaluate import (
-    adaptation, adaptation_plot, boxplot, drawn_boxplot, inference, interquartile_range, lever_map, levers, paired, published,
+    adaptation, adaptation_plot, boxplot, inference, interquartile_range, lever_map, levers, paired, published,
     recorded, share_of_gap, summary, training_table, worst_fifth, yardsticks)
 from daedalus.market.engine import simulate
-from daedalus.results import CHECKOUT, save_figure
-from daedalus.studies.style import COLOURS, use_style
+from daedalus.studies.style import COLOURS
 
 COMMAND = [sys.executable, "-c", "from daedalus.cli import main; main()"]
 
@@ -116,15 +115,6 @@ def test_a_recorded_stage_takes_the_place_of_a_designer():
     table = recorded(a_record(0, SFT=[0.1] * 7), "SFT", "stages", name="SFT only")
     assert table["at"].tolist() == [0, 1, 2, 3, 4, 0, 1] and set(table["designer"]) == {"SFT only"}
     assert table["population"].iloc[6] == str(dd.Population.stage(1))
-
-
-def test_the_boxplot_of_the_paper_is_drawn_from_its_result_alone(tmp_path, monkeypatch):
-    use_style()
-    axes = drawn_boxplot()
-    monkeypatch.setenv("DAEDALUS_FIGURES_DIR", str(tmp_path))
-    save_figure(axes.figure, "boxplot")
-    for ending in ("png", "pdf"):
-        assert (tmp_path / f"boxplot.{ending}").read_bytes() == (CHECKOUT / "paper" / "figures" / f"boxplot.{ending}").read_bytes()
 
 
 def test_intervals_cover():

@@ -329,7 +329,7 @@ def test_a_notebook_declares_the_results_and_figures_that_its_code_names(path):
     code, said = results.notebook_code(path), results.declared(path)
     writes = {name.removesuffix("?") for name in said["writes"]}
     kept = {f"results/{name}" for name in re.findall(r'\bwrite_result\("([\w-]+)"', code)}
-    drawn = {f"figures/{name}" for name in re.findall(r'\bsave_figure\([\w.]+, "([\w-]+)"', code)}
+    drawn = {f"figures/{name}" for name in re.findall(r'\b(?:save_figure\([\w.]+, |keep_figure\()"([\w-]+)"', code)}
     assert {name for name in writes if not name.startswith("paper/")} == kept | drawn
     read = {f"results/{name}" for name in re.findall(r'(?<!def )\bread_result\("([\w-]+)"', code)}
     assert read <= {name.removesuffix("?") for name in said["reads"]} | writes

@@ -64,7 +64,7 @@ def test_what_the_front_page_says_of_the_rivals_is_so():
 
 # As pages
 
-EXPERIMENTS = [name for name in NOTEBOOKS if re.match(r"[78]\d_", name) and "save_figure(" in notebook_code(NOTEBOOKS[name])]
+EXPERIMENTS = [name for name in NOTEBOOKS if re.match(r"[78]\d_", name) and re.search(r"(save|keep)_figure\(", notebook_code(NOTEBOOKS[name]))]
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 LINK = re.compile(r"```.*?```|\[[^\]]*\]\([^)]*\)|`[^`\n]*[^`\w\n][^`\n]*`", re.DOTALL)   # or code that is more than a name
 
@@ -74,7 +74,7 @@ def test_what_came_out_stands_before_the_code(name):
     (_, _), (kind, text) = texts(NOTEBOOKS[name])[:2]
     assert kind == "markdown"
     shown = [file for _, file in IMAGE.findall(text)]
-    own = set(re.findall(r'save_figure\([\w.]+,\s*"(\w+)"', notebook_code(NOTEBOOKS[name])))
+    own = set(re.findall(r'\b(?:save_figure\([\w.]+, |keep_figure\()"(\w+)"', notebook_code(NOTEBOOKS[name])))
     assert shown and {file.removeprefix("../paper/figures/").removesuffix(".png") for file in shown} <= own
     said = IMAGE.sub("", text).strip()
     assert said.endswith(".") and not re.search(r"\d", said), "a number that nobody computed"
@@ -103,7 +103,7 @@ def test_code_fits_the_page(name):
 
 SHARE, SCREEN = 0.7, 40   # of the exported cells of a notebook that are shown in use right below; lines of a cell
 EMPTY = {"bool", "callable", "dir", "hasattr", "help", "id", "isinstance", "issubclass", "print", "repr", "str", "type", "vars"}
-SHOWS = {"print", "display", "show", "save_figure"}
+SHOWS = {"print", "display", "show", "save_figure", "keep_figure"}
 LONG = {
     "12_bidders#population": "one declaration and its checks",
     "15_engine#state": "one declaration: the arrays of a state",

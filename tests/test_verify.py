@@ -183,7 +183,7 @@ def test_the_longest_rule_decides_about_the_rest(monkeypatch):
 
 def test_only_figures_of_notebooks_that_run_alone_may_differ():
     sources = [(reproduce.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8") for name in reproduce.alone()]
-    drawn = {name for source in sources for name in re.findall(r'save_figure\(figure, \\"(\w+)\\"', source)}
+    drawn = {name for source in sources for name in re.findall(r'(?:save_figure\(figure, |keep_figure\()\\"(\w+)\\"', source)}
     assert set(verify._claims_file()["timed figures"]) <= drawn
     assert all((CHECKOUT / "paper" / "figures" / f"{name}.pdf").exists() for name in verify._claims_file()["timed figures"])
 

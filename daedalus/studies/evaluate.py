@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Case', 'yardsticks', 'evaluate', 'interquartile_range', 'worst_fifth', 'summary', 'paired', 'share_of_gap',
-           'published', 'training_records', 'recorded', 'boxplot', 'drawn_boxplot', 'levers', 'lever_map', 'adaptation',
+           'published', 'training_records', 'recorded', 'boxplot', 'levers', 'lever_map', 'adaptation',
            'adaptation_plot', 'training_table', 'inference']
 
 # %% ../../nbs/42_evaluate.ipynb #imports
@@ -22,7 +22,7 @@ from ..designers.base import DESIGNERS, FixedDesigner, as_designer, ask, play
 from ..env import DaedalusEnv, observe, suite
 from ..designers.language import ChatDesigner, Reply
 from ..market.engine import SCORES, briefs_of, wanted_by
-from ..results import check_output, data_dir, read_result, versions, write_text
+from ..results import check_output, data_dir, versions, write_text
 from .._runtime import use_threads
 from ..schema import LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, Objective, seed_number, whole_number
 from ..designers.search import best_fixed, oracle, suite_bank
@@ -357,17 +357,6 @@ def boxplot(
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     sns.despine(ax=axes)
     return axes
-
-# %% ../../nbs/42_evaluate.ipynb #drawn
-def drawn_boxplot(
-    result: dict | None = None, # rewards of the episodes by designer, from left to right; None: the committed ones
-) -> "matplotlib.axes.Axes":
-    "The boxplot of the paper, from its result alone."
-    import pandas as pd
-
-    rewards = result or read_result("boxplot")
-    return boxplot(pd.DataFrame([{"designer": name, "episode": at, "reward": reward}
-                                 for name, row in rewards.items() for at, reward in enumerate(row)]))
 
 # %% ../../nbs/42_evaluate.ipynb #levers
 def _settings(
