@@ -89,8 +89,14 @@ def test_without_its_steps_a_recipe_shows_nothing(heading, copy):
         run(copy, sys.executable, "-c", proof)
 
 
+def test_the_recipe_of_a_figure_draws_it():
+    (language, *_, proof), = blocks("A figure")
+    assert language == "python"
+    subprocess.run([sys.executable, "-c", proof], cwd=CHECKOUT, env=os.environ | {"MPLBACKEND": "Agg"}, check=True)
+
+
 def test_every_path_and_target_of_the_text_exists():
     for path in re.findall(r"`((?:nbs|data|tests)/[\w./]+)`", TEXT):
         assert (CHECKOUT / path).exists(), path
     targets = re.findall(r"^([a-z]+):", (CHECKOUT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert set(re.findall(r"\bmake (test|export|reproduce|train|serve)\b", TEXT)) <= set(targets)
+    assert set(re.findall(r"\bmake (test|export|figures|reproduce|train|serve)\b", TEXT)) <= set(targets)

@@ -89,7 +89,8 @@ def test_notebooks_that_keep_figures_are_among_those_that_draw():
 @pytest.mark.parametrize("name", DRAWING)
 def test_a_notebook_that_draws_uses_the_style_and_no_other(name):
     code = DRAWING[name]
-    assert len(re.findall(r"^(?:[\w, *]+ = )?use_style\(\);?$", code, re.MULTILINE)) == 1
+    called = len(re.findall(r"^ *(?:[\w, *]+ = )?use_style\(\);?$", code, re.MULTILINE))
+    assert called == 1 or (called == 0 and "keep_figure(" in code)   # which calls it
     if name == "41_style":
         return
     assert not re.search(r"style\.use|rcdefaults|rcParams|set_theme|set_style|set_palette|set_context", code)

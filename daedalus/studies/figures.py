@@ -76,6 +76,7 @@ def draw(
     try:
         return function(*(map(as_kept, values) if values else map(read_result, results)))
     except KeyError as error:
+        plt.close()
         raise ValueError(f"figure {name!r} shows {error} of the result {' or '.join(results)}, which does not hold it: "
                          "make the result again with `daedalus reproduce`") from error
 
@@ -220,7 +221,7 @@ def properties_conflict(value: dict) -> Figure:
     right.set_xticks(np.arange(behind.shape[1]) + 0.5, behind.columns, rotation=40, ha="right", rotation_mode="anchor")
     return figure
 
-# %% ../../nbs/48_figures.ipynb #properties-statics
+# %% ../../nbs/48_figures.ipynb #statics-above
 DOT: dict[str, Any] = dict(capsize=2, marker="o", ms=3)
 SQUARE: dict[str, Any] = dict(capsize=2, marker="s", ms=3, ls="--")
 
@@ -239,7 +240,7 @@ def _statics_above(panels: Sequence[Axes], value: dict) -> None:
     b.legend(frameon=False)
     c.set(xlabel="secret reserve", ylabel="ring trust", title="the same ring")
 
-
+# %% ../../nbs/48_figures.ipynb #properties-statics
 def _statics_below(panels: Sequence[Axes], statics: dict) -> None:
     """Fines for suspicion, a secret reserve less a public one, and the size of a ring."""
     (d, e, f), names = panels, {"reward": "R", "trust": "ring trust"}
@@ -637,7 +638,8 @@ def theory_curse(value: dict) -> Figure:
     figure, panels = plt.subplots(1, 3, figsize=(7.4, 2.6), constrained_layout=True)
     curse, learned = pd.DataFrame(value["winners_curse"]), pd.DataFrame(value["learned_k"])
     for axes, (column, where) in zip(panels, (("eta", curse["bidders"] == 6), ("bidders", curse["eta"] == 1.0))):
-        for colour, style, (how, line) in zip(sns.color_palette(), LINES[:2] + LINES[3:], curse[where].groupby("bids", sort=False)):
+        ways = curse[where].groupby("bids", sort=False)
+        for colour, style, (how, line) in zip(sns.color_palette(), LINES[:2] + LINES[3:], ways):
             line = line.sort_values(column)
             axes.plot(line[column], line["theory"], style, color=colour, label=how)
             axes.plot(line[column], line["earned"], "o", ms=3, color=colour)
@@ -653,7 +655,7 @@ def theory_curse(value: dict) -> Figure:
     panels[2].legend(frameon=False, fontsize=6, loc="lower left", ncols=2, columnspacing=0.8, handletextpad=0.1)
     return figure
 
-
+# %% ../../nbs/48_figures.ipynb #theory-z
 @drawn_from("theory")
 def theory_z(value: dict) -> Figure:
     """Simulated less closed form in standard errors, a line for each closed form and a point for each setting."""
@@ -969,9 +971,9 @@ def red_team_transfer(value: dict) -> Figure:
 @drawn_from("red_team")
 def red_team_found(value: dict) -> Figure:
     """The crowds that were found, each number as a share of its range."""
-    found = pd.DataFrame.from_dict(value["shares"], orient="index")
-    figure, axes = plt.subplots(figsize=(7.4, 1.6 + 0.17 * len(found)), constrained_layout=True)
-    sns.heatmap(found.astype(float), vmin=0, vmax=1, cmap="cividis", yticklabels=True,
+    shares = pd.DataFrame.from_dict(value["shares"], orient="index")
+    figure, axes = plt.subplots(figsize=(7.4, 1.6 + 0.17 * len(shares)), constrained_layout=True)
+    sns.heatmap(shares.astype(float), vmin=0, vmax=1, cmap="cividis", yticklabels=True,
                 cbar_kws={"label": "share of the range, or of the bidders"}, ax=axes)
     axes.tick_params(labelsize=7)
     return figure
@@ -1031,6 +1033,7 @@ def _differences(axes: Axes, part: pd.DataFrame, names: Sequence[str]) -> None:
     for place in range(len(names) - 1): axes.axhline(place + 0.5, color="0.9", lw=0.6)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.locator_params(axis="x", nbins=6)
 
 
 @drawn_from("ablations")
@@ -1073,7 +1076,7 @@ def generalisation_bidders(value: dict) -> Figure:
     _legend_above(figure, left, 5)
     return figure
 
-
+# %% ../../nbs/48_figures.ipynb #generalisation-markets
 @drawn_from("generalisation")
 def generalisation_markets(value: dict) -> Figure:
     """What the trained designer earns more than each other, with other crowds, units and valuations."""
