@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'BLOCKS', 'EPISODES', 'GENERATORS', 'VALUES', 'ENTRY', 'CHOICE', 'MEETING', 'REMORSE', 'RESALE',
-           'COLLUSION_AUDIT', 'SHILL_AUDIT', 'LEARNING', 'OWN_DRAWS', 'OPEN_SEED', 'FAMILIES_SEED', 'Range', 'block_of',
-           'block_keys', 'episode_of', 'generator_of', 'part_seed']
+           'COLLUSION_AUDIT', 'SHILL_AUDIT', 'LEARNING', 'ROTATION', 'COVER', 'OWN_DRAWS', 'OPEN_SEED', 'FAMILIES_SEED',
+           'Range', 'block_of', 'block_keys', 'episode_of', 'generator_of', 'part_seed']
 
 # %% ../nbs/05_seeds.ipynb #imports
 from typing import NamedTuple
@@ -132,7 +132,7 @@ def generator_of(
     return np.random.default_rng([seed, GENERATORS[use][0], *more])
 
 # %% ../nbs/05_seeds.ipynb #streams
-VALUES, ENTRY, CHOICE, MEETING, REMORSE, RESALE, COLLUSION_AUDIT, SHILL_AUDIT, LEARNING = range(9)
+VALUES, ENTRY, CHOICE, MEETING, REMORSE, RESALE, COLLUSION_AUDIT, SHILL_AUDIT, LEARNING, ROTATION, COVER = range(11)
 OWN_DRAWS = 16  # of registered bidders
 OPEN_SEED = 20261123  # of the draw of the `open` suite
 FAMILIES_SEED = 20261130  # of that of `families`

@@ -7,16 +7,17 @@ __all__ = ['KINDS', 'TRUTHFUL', 'SHADER', 'DROPOUT', 'COLLUDER', 'EXPLOITER', 'A
            'ARMS', 'FLIP', 'SHILL', 'MOVES', 'BEHAVIOUR', 'Rules', 'NOTHING', 'PRICE_ONLY', 'EVERYTHING',
            'LearningRule', 'LEARNING_RULES', 'HEDGE', 'EXP3', 'UCB', 'Q_LEARNING', 'REGRET_MATCHING', 'FICTITIOUS_PLAY',
            'EVOLUTION', 'LEVEL_K', 'HELD_OUT_RULES', 'COUNTING_RULES', 'RULE_BEHAVIOUR', 'DISCOUNT', 'FIRST_ESTIMATE',
-           'WIDTH', 'SELECTION', 'MUTATION', 'IMITATION', 'LEVELS', 'SHILL_FROM', 'SHILL_TO', 'REGISTERED_FROM',
-           'BIDDERS', 'TRAITS', 'TRAIT', 'VARIED', 'MAX_BIDDERS', 'MAX_UNITS', 'MAX_PRACTICE', 'Count', 'Units',
-           'LATER', 'Shape', 'Strength', 'Practice', 'shade', 'Behaviour', 'read_rules', 'openness', 'expected_lead',
-           'competitive_surplus', 'is_strong', 'arm_chances', 'draw_arm', 'shader_slopes', 'credit_one_unit',
-           'credit_two_units', 'feedback', 'shows', 'estimate', 'update_arms', 'looks_back', 'best_action', 'q_update',
-           'average_in', 'untried', 'optimistic_action', 'regret_chances', 'update_regret', 'average_shown',
-           'best_answer', 'replicate', 'level_payoffs', 'level_arm', 'draw_by_rule', 'learn_by_rule',
-           'entry_probability', 'monitoring', 'detection', 'ring_resolve', 'flip_payoff', 'shill_detection',
-           'shill_range', 'shill_payoff', 'credit_tricks', 'Bidder', 'bidder_number', 'bidder_type', 'BidderError',
-           'PopulationError', 'source_function', 'add_bidder', 'bidder_code', 'within', 'Population', 'opening_memory']
+           'WIDTH', 'SELECTION', 'MUTATION', 'IMITATION', 'LEVELS', 'Rotation', 'ROTATIONS', 'NO_ROTATION', 'BY_LOT',
+           'IN_TURN', 'COVER_FROM', 'SHILL_FROM', 'SHILL_TO', 'REGISTERED_FROM', 'BIDDERS', 'TRAITS', 'TRAIT', 'VARIED',
+           'MAX_BIDDERS', 'MAX_UNITS', 'MAX_PRACTICE', 'Count', 'Units', 'LATER', 'Shape', 'Strength', 'Practice',
+           'Cover', 'shade', 'Behaviour', 'read_rules', 'openness', 'expected_lead', 'competitive_surplus', 'is_strong',
+           'arm_chances', 'draw_arm', 'shader_slopes', 'credit_one_unit', 'credit_two_units', 'feedback', 'shows',
+           'estimate', 'update_arms', 'looks_back', 'best_action', 'q_update', 'average_in', 'untried',
+           'optimistic_action', 'regret_chances', 'update_regret', 'average_shown', 'best_answer', 'replicate',
+           'level_payoffs', 'level_arm', 'draw_by_rule', 'learn_by_rule', 'entry_probability', 'monitoring',
+           'detection', 'ring_resolve', 'whose_turn', 'cover_share', 'flip_payoff', 'shill_detection', 'shill_range',
+           'shill_payoff', 'credit_tricks', 'Bidder', 'bidder_number', 'bidder_type', 'BidderError', 'PopulationError',
+           'source_function', 'add_bidder', 'bidder_code', 'within', 'Population', 'opening_memory']
 
 # %% ../../nbs/12_bidders.ipynb #imports
 import hashlib
@@ -523,6 +524,30 @@ def ring_resolve(
     expected_fine = detection(rules, behaviour) * rules.collusion_penalty
     return monitoring(rules) * max(0.0, 1 - expected_fine / (2 * gain))
 
+# %% ../../nbs/12_bidders.ipynb #rotation
+Rotation = Literal["none", "random", "turn"]
+ROTATIONS = get_args(Rotation)
+NO_ROTATION, BY_LOT, IN_TURN = range(3)
+COVER_FROM = 0.1    # of the margin, is the least by which a cover bid stays below the winner's
+
+@compiled
+def whose_turn(
+    rotation, # BY_LOT or IN_TURN
+    members,  # of the ring
+    lot,      # how many lots there were before
+    u,        # uniform in (0, 1)
+):
+    "Which member of a ring that rotates is to win a lot, from 0."
+    return lot % members if rotation == IN_TURN else int(u * members)
+
+@compiled
+def cover_share(
+    cover, # the margin: how far below the winner's bid at most, as a share of it
+    u,     # uniform in (0, 1)
+):
+    "A cover bid, as a share of the winner's."
+    return 1 - cover * (COVER_FROM + (1 - COVER_FROM) * u)
+
 # %% ../../nbs/12_bidders.ipynb #flip
 @compiled
 def flip_payoff(
@@ -662,7 +687,7 @@ def bidder_code(
 
 # %% ../../nbs/12_bidders.ipynb #traits
 TRAITS = ("bidders", "n_items", "value_low", "value_high", "second_unit", "return_rate", "learning", "practice",
-          "value_shape", "interdependence", "strong", "strength")
+          "value_shape", "interdependence", "strong", "strength", "rotation", "cover")
 TRAIT = named("Traits", TRAITS, __name__)(*range(len(TRAITS)))   # the place of each, by name
 
 # %% ../../nbs/12_bidders.ipynb #varied
@@ -685,7 +710,9 @@ VARIED: dict[str, Callable[[np.random.Generator, dict], Any]] = { # name -> draw
     "strength": lambda rng, drawn: within(1.25, 2.0)(rng, drawn) if drawn["strong"] else 1.0,
     "value_high": lambda rng, drawn: math.floor(
         1000 * (drawn["value_low"] + (within(0.75, 1.0)(rng, drawn) - drawn["value_low"]) / drawn["strength"])) / 1000,
-    "learning": lambda rng, drawn: str(rng.choice([rule for rule in LEARNING_RULES if rule not in HELD_OUT_RULES]))}
+    "learning": lambda rng, drawn: str(rng.choice([rule for rule in LEARNING_RULES if rule not in HELD_OUT_RULES])),
+    "rotation": lambda rng, drawn: str(rng.choice(ROTATIONS, p=(0.5, 0.25, 0.25)) if drawn["colluder"] > 1 else "none"),
+    "cover": lambda rng, drawn: within(0.02, 0.2, 0.5)(rng, drawn) if drawn["colluder"] > 1 else 0.0}
 
 # %% ../../nbs/12_bidders.ipynb #population
 MAX_BIDDERS, MAX_UNITS, MAX_PRACTICE = 64, 8, 500
@@ -695,6 +722,7 @@ LATER = TRAITS[TRAIT.learning:]   # fields that are written only where they diff
 Shape = Annotated[float, amount(10, 0.1)]
 Strength = Annotated[float, amount(10, 1)]
 Practice = Annotated[int, whole(0, MAX_PRACTICE)]
+Cover = Annotated[float, amount(0.5)]
 
 def _revive(
     fields: dict,  # of a population
@@ -727,6 +755,8 @@ class Population(Record):
     interdependence: Share = Field(0.0, description="eta: a value is 1 - eta/2 own signal, eta/2 mean of the others'")
     strong: Count = Field(0, description="bidders, spread evenly over the seats, whose range of values reaches further")
     strength: Strength = Field(1.0, description="how much further: to value_low + strength * (value_high - value_low)")
+    rotation: Rotation = Field("none", description="who wins for the ring: none, its best; random, drawn by lot; turn, in turn")
+    cover: Cover = Field(0.0, description="margin of the ring's cover bids, a share of its winner's bid; 0: losers are silent")
     @model_validator(mode="before")
     @classmethod
     def _known(cls, given: Any) -> Any:
@@ -813,7 +843,8 @@ class Population(Record):
 
     def traits(self) -> np.ndarray:
         "What compiled code reads of the market, float64 [traits], in the order of TRAIT."
-        numbers = dict(self) | {"bidders": self.bidders, "learning": LEARNING_RULES.index(self.learning)}
+        numbers = dict(self) | {"bidders": self.bidders, "learning": LEARNING_RULES.index(self.learning),
+                                "rotation": ROTATIONS.index(self.rotation)}
         return np.array([numbers[name] for name in TRAITS], np.float64)
 
     def surplus(self) -> float:
@@ -848,9 +879,10 @@ class Population(Record):
         rng = generator(rng)
         drawn: dict[str, Any] = {"bidders": int(rng.integers(3, 17))}
         counts = rng.multinomial(drawn["bidders"], rng.dirichlet(np.ones(len(KINDS))))
+        drawn |= dict(zip(KINDS, counts.tolist()))
         for name, draw in VARIED.items(): drawn[name] = draw(rng, drawn)
         del drawn["bidders"]
-        return cls(**dict(zip(KINDS, counts.tolist())), **drawn)
+        return cls(**drawn)
 
     def __str__(self):
         counts = dict(zip(KINDS, self.counts)) | self.registered
@@ -858,7 +890,8 @@ class Population(Record):
         parts = [who] + [f"{self.n_items} units"] * (self.n_items > 1)
         parts += [self.learning.replace("_", " ")] * (self.learning != "hedge")
         parts += [f"{self.practice} sessions of practice"] * (self.practice > 0)
-        drawn = [f"{name} {value:g}" for name, value in self.__repr_args__() if name in TRAITS[TRAIT.value_shape:]]
+        drawn = [f"{name} {value if isinstance(value, str) else format(value, 'g')}" for name, value in self.__repr_args__()
+                 if name in TRAITS[TRAIT.value_shape:]]
         return "; ".join(parts + drawn)
 
 # %% ../../nbs/12_bidders.ipynb #opening-memory

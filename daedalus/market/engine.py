@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['LOTS', 'ROUNDS', 'SCORED', 'WARM_UP', 'Score', 'Signal', 'SCORES', 'SIGNALS', 'HIDDEN', 'PAIRS', 'METRICS', 'COLUMN',
-           'OUTLOOK', 'PRICE', 'TRUST', 'GAIN', 'SEEN', 'FIRST_TRAITS', 'TRAIT_DEFAULTS', 'PLAIN', 'REVENUE',
+           'OUTLOOK', 'PRICE', 'TRUST', 'GAIN', 'SEEN', 'SAVED_TRAITS', 'TRAIT_DEFAULTS', 'PLAIN', 'REVENUE',
            'PRICE_SUM', 'SOLD', 'RETURNED', 'RING_GAIN', 'BIDS', 'BID_SUM', 'BID_SQUARES', 'TOP_SUM', 'NEXT_SUM',
            'BID_COUNT_SQUARES', 'BEST', 'ENTRIES', 'TIE_BREAK', 'KEEP', 'BID', 'OUT', 'ACTS', 'CERTAIN', 'RESERVE',
            'STEEPEST', 'LEAST', 'COMPONENTS', 'CHUNK', 'no_tries', 'MarketState', 'new_market', 'Values', 'read_values',
            'all_usual', 'Market', 'name_market', 'read_market', 'read_known', 'Accounts', 'open_accounts', 'Registered',
            'refuse_faults', 'at_work', 'Floor', 'make_floor', 'enter_floor', 'enter', 'line_slopes', 'draw_arms',
-           'choose', 'prepare_tricks', 'follow_lines', 'estimate_of', 'ring_meets', 'ring_leaders', 'lifted',
-           'draw_usual', 'draw_other', 'draw_first', 'draw_bids', 'list_bids', 'write_bids', 'clear_as', 'allocate_lot',
-           'price_of', 'charge_losers', 'unit_value', 'sell_again', 'Session', 'blank_session', 'wipe', 'write_down',
-           'record_sale', 'record_return', 'record_lot', 'record_bidders', 'trade', 'pay_shill', 'best_welfare',
-           'ring_saving', 'look_back', 'known_of', 'gain_of', 'shill_gain', 'look_again', 'pay_shills', 'credit_lot',
-           'trade_session', 'audit', 'imitate', 'learn_otherwise', 'learn_arms', 'learn_beliefs', 'participation',
-           'mean_shading', 'pairs_together', 'write_scores', 'session', 'acts_in', 'play_market', 'play', 'View',
-           'sort_down', 'lot_price', 'write_seen', 'look', 'call_bidder', 'ask_registered', 'play_seen',
-           'play_registered', 'Agents', 'by_format', 'advance', 'Outcomes', 'components_of', 'scored_by', 'outcomes_of',
-           'step', 'practise', 'open_market', 'briefs_of', 'wanted_by', 'judged_by', 'simulate', 'simulate_components']
+           'choose', 'prepare_tricks', 'follow_lines', 'estimate_of', 'ring_meets', 'ring_leaders', 'ring_winner',
+           'place_covers', 'lifted', 'draw_usual', 'draw_other', 'draw_first', 'draw_bids', 'list_bids', 'write_bids',
+           'clear_as', 'allocate_lot', 'price_of', 'charge_losers', 'unit_value', 'sell_again', 'Session',
+           'blank_session', 'wipe', 'write_down', 'record_sale', 'record_return', 'record_lot', 'record_bidders',
+           'trade', 'pay_shill', 'best_welfare', 'other_ring', 'net_saving', 'ring_saving', 'is_covered',
+           'credit_winner', 'look_back', 'known_of', 'gain_of', 'shill_gain', 'write_covers', 'look_again',
+           'pay_shills', 'credit_lot', 'trade_session', 'audit', 'imitate', 'learn_otherwise', 'learn_arms',
+           'learn_beliefs', 'participation', 'mean_shading', 'pairs_together', 'write_scores', 'session', 'acts_in',
+           'play_market', 'play', 'View', 'sort_down', 'lot_price', 'write_seen', 'look', 'call_bidder',
+           'ask_registered', 'play_seen', 'play_registered', 'Agents', 'by_format', 'advance', 'Outcomes',
+           'components_of', 'scored_by', 'outcomes_of', 'step', 'practise', 'open_market', 'briefs_of', 'wanted_by',
+           'judged_by', 'simulate', 'simulate_components']
 
 # %% ../../nbs/15_engine.ipynb #imports
 import math
@@ -36,17 +38,19 @@ from numba.core.errors import NumbaError
 from daedalus.market.auction import (
     FIRST_PRICE, FORMATS, Format, clear_at, count_bids, format_of, insert_bid, insert_of_three, refuse_fault, rival_bid,
     unit_price)
-from .bidders import (
-    ALLOW, ARMS, BEHAVIOUR, BIDDERS, COLLUDER, CONFIRMED, COUNTING_RULES, DROPOUT, EVERYTHING, EVOLUTION, EXPLOITER, FLIP,
-    HEDGE, IMITATION, LEVEL_K, MOVES, NOTHING, PRICE_ONLY, REGISTERED_FROM, RESTRICT, SHILL, SUSPECTED, TRAIT, TRAITS,
-    TRUTHFUL, Behaviour, Bidder, BidderError, Population, arm_chances, bidder_number, bidder_type, competitive_surplus,
-    credit_one_unit, credit_tricks, credit_two_units, detection, draw_arm, draw_by_rule, entry_probability, feedback,
-    flip_payoff, learn_by_rule, looks_back, opening_memory, read_rules, replicate, ring_resolve, shade, shader_slopes,
-    shill_detection, shill_range, source_function, update_arms, is_strong)
+from daedalus.market.bidders import (
+    ALLOW, ARMS, BEHAVIOUR, BIDDERS, BY_LOT, COLLUDER, CONFIRMED, COUNTING_RULES, DROPOUT, EVERYTHING, EVOLUTION,
+    EXPLOITER, FLIP, HEDGE, IMITATION, LEVEL_K, MOVES, NOTHING, NO_ROTATION, PRICE_ONLY, REGISTERED_FROM, RESTRICT, SHILL,
+    SUSPECTED, TRAIT, TRAITS, TRUTHFUL, Behaviour, Bidder, BidderError, Population, arm_chances, bidder_number,
+    bidder_type, competitive_surplus, cover_share, credit_one_unit, credit_tricks, credit_two_units, detection, draw_arm,
+    draw_by_rule, entry_probability, feedback, flip_payoff, is_strong, learn_by_rule, looks_back, opening_memory,
+    read_rules, replicate, ring_resolve, shade, shader_slopes, shill_detection, shill_range, source_function, update_arms,
+    whose_turn)
 from .noise import fill_uniforms
 from .._runtime import check_compiled, compiled, in_threads, named, shares, use_threads
 from .rewards import fairness, stability
-from ..seeds import CHOICE, COLLUSION_AUDIT, ENTRY, MEETING, OWN_DRAWS, REMORSE, RESALE, SHILL_AUDIT, VALUES
+from ..seeds import (
+    CHOICE, COLLUSION_AUDIT, COVER, ENTRY, MEETING, OWN_DRAWS, REMORSE, RESALE, ROTATION, SHILL_AUDIT, VALUES)
 from ..schema import (
     AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, PUBLISHED_OBJECTIVE, Brief, Mechanism, Objective, distinct,
     mechanisms_to_array, seed_number, whole_number)
@@ -73,7 +77,7 @@ SEEN = named("Seen", ("value", "bid", "second_bid", "won", "paid", "net", "price
              __name__)(*range(10))   # columns of `seen`: six that are a seat's own, and four of what the rules showed
 
 
-FIRST_TRAITS = TRAITS.index("return_rate") + 1          # those that every state has ever had
+SAVED_TRAITS = TRAIT.learning, TRAIT.rotation, len(TRAITS)   # how many a saved state has: the fewest that say all
 TRAIT_DEFAULTS = Population(truthful=1).traits()
 
 
@@ -116,8 +120,8 @@ class MarketState(NamedTuple):
     def to_dict(self) -> dict:
         "The state as plain lists, exact to the bit, for JSON or a data set's column; what is NaN is None."
         saved = {name: array.tolist() for name, array in self._asdict().items() if name not in ("memory", "seen", "tries")}
-        if (self.traits[:, FIRST_TRAITS:] == TRAIT_DEFAULTS[FIRST_TRAITS:]).all():
-            saved["traits"] = self.traits[:, :FIRST_TRAITS].tolist()
+        few = next(few for few in SAVED_TRAITS if (self.traits[:, few:] == TRAIT_DEFAULTS[few:]).all())
+        saved["traits"] = self.traits[:, :few].tolist()
         if self.tries.any(): saved["tries"] = self.tries.tolist()
         if not self.seen.size: return saved
         seen = self.seen.astype(object)
@@ -272,9 +276,9 @@ def read_values(
 def all_usual(
     traits, # float [batch, traits]
 ):
-    "Are the values of all markets uniform, private and of one range?"
+    "Are all values uniform, private and of one range, and do all rings send their best and keep the others silent?"
     for row in traits:
-        if not read_values(row).usual: return False
+        if not read_values(row).usual or row[TRAIT.rotation] != NO_ROTATION or row[TRAIT.cover] > 0: return False
     return True
 
 # %% ../../nbs/15_engine.ipynb #market
@@ -295,6 +299,8 @@ class Market(NamedTuple):
     stake: float            # competitive surplus of a bidder in a session: the unit of fines
     withdrawal_fine: float  # what handing a unit back costs
     values: Values          # how they are drawn
+    rotation: int           # who wins for the ring: its best, or whose turn it is
+    cover: float            # margin of its cover bids; 0: the losing members are silent
 
 
 @compiled
@@ -311,7 +317,7 @@ def name_market(
     second_unit = traits[TRAIT.second_unit] if items > 1 else 0.0
     return Market(key[0], key[1], now, n, items, low, high, second_unit, traits[TRAIT.return_rate],
                   members, learners, int(traits[TRAIT.learning]), LOTS * surplus, rules.withdrawal_penalty * n * surplus,
-                  values)
+                  values, int(traits[TRAIT.rotation]), traits[TRAIT.cover])
 
 # %% ../../nbs/15_engine.ipynb #read-market
 @compiled
@@ -395,7 +401,7 @@ class Floor(NamedTuple):
     log_weight: np.ndarray  # float [n, MOVES]: a row of the state
     belief: np.ndarray      # float [4]: a row of the state
     value: np.ndarray       # float [n + 8]: first-unit values of the lot, or uniforms
-    estimate: np.ndarray | None # float [n]: what each bidder takes its value to be; None: its value, in every market
+    estimate: np.ndarray | None # float [n]: what each bidder takes its value to be; None: all markets are usual
     bid: np.ndarray         # float [n]: bids for a first unit; 0 for none
     bid2: np.ndarray        # float [n]: bids for a second unit
     slope: np.ndarray       # float [n]: a bid is start + slope * estimate
@@ -418,6 +424,8 @@ class Floor(NamedTuple):
     tries: np.ndarray       # float [n, MOVES]: a row of the state; [0, MOVES] where no rule counts
     return_draws: np.ndarray        # float [LOTS * units + 8]: whether a unit disappoints
     offers: np.ndarray      # float [LOTS * units + 8]: resale offers
+    turns: np.ndarray       # float [LOTS + 8]: lots drawn by a ring that rotates
+    cover: np.ndarray       # float [n + 8]: cover bids, as shares of the bid that they cover; 0: none
     registered: Registered | None  # the format at work, where it is not built in
 
 # %% ../../nbs/15_engine.ipynb #make-floor
@@ -435,7 +443,7 @@ def make_floor(
         accounts.net[0], accounts.surplus[0], *wholes,
         np.zeros((n, MOVES)), np.zeros((n, MOVES)), accounts.history[0], np.zeros(ENTRIES), np.zeros(items + 3),
         np.zeros(items + 3, np.int64), np.zeros(items), np.zeros(items, np.int64), state.tries[0], np.zeros(LOTS * items + 8),
-        np.zeros(LOTS * items + 8), None if kind is None else at_work(kind, n)])
+        np.zeros(LOTS * items + 8), np.zeros(LOTS + 8), np.zeros(n + 8), None if kind is None else at_work(kind, n)])
 
 
 @compiled
@@ -450,7 +458,7 @@ def enter_floor(
                  floor.slope, floor.slope2, floor.start, accounts.net[b], accounts.surplus[b], floor.arm, floor.present,
                  floor.active, floor.valid, floor.chances, floor.credit, accounts.history[b], floor.tally,
                  floor.top[:listed], floor.who[:listed], floor.best[:items], floor.best_who[:items],
-                 state.tries[b], floor.return_draws, floor.offers, floor.registered)
+                 state.tries[b], floor.return_draws, floor.offers, floor.turns, floor.cover, floor.registered)
 
 # %% ../../nbs/15_engine.ipynb #enter
 @compiled
@@ -464,7 +472,7 @@ def enter(
         here = not (floor.kind[i] == DROPOUT and floor.value[i] > chance)
         floor.present[i], floor.active[i], floor.valid[i] = here, LOTS * here, 0
         floor.slope[i], floor.slope2[i], floor.start[i] = here, here * market.second_unit, 0.0
-        floor.net[i], floor.arm[i] = 0.0, ARMS - 1
+        floor.net[i], floor.arm[i], floor.cover[i] = 0.0, ARMS - 1, 0.0
 
 # %% ../../nbs/15_engine.ipynb #line-slopes
 @compiled
@@ -593,6 +601,39 @@ def ring_leaders(
         elif second < 0 or estimate_of(floor, i) > estimate_of(floor, second): second = i
     return leader, second
 
+# %% ../../nbs/15_engine.ipynb #other-rings
+@compiled
+def ring_winner(
+    estimate, # the floor's
+    market, lot, leader, floor, # `leader`: the member with the highest value; -1 without a ring
+):
+    "The member that is to win the lot for the ring."
+    if estimate is None: return leader
+    if market.rotation == NO_ROTATION or leader < 0: return leader
+    turn = whose_turn(market.rotation, market.members, market.now * LOTS + lot, floor.turns[lot])
+    for i in range(market.n):
+        if floor.kind[i] != COLLUDER: continue
+        if turn == 0: return i
+        turn -= 1
+    return leader
+
+
+@compiled
+def place_covers(
+    estimate, # the floor's
+    market, lot, winner, floor, # `winner`: as `ring_winner` says
+):
+    "The losing members' cover bids, where the ring covers."
+    if estimate is None: return
+    if market.cover == 0: return
+    fill_uniforms(floor.cover, market.n, market.key0, market.key1, market.now, COVER, lot)
+    for i in range(market.n):
+        if floor.kind[i] == COLLUDER and i != winner and floor.present[i]:
+            floor.cover[i] = cover_share(market.cover, floor.cover[i])
+            floor.bid[i] = floor.cover[i] * floor.bid[winner]
+            if market.items > 1: floor.bid[i] = min(floor.bid[i], estimate_of(floor, i))
+        else: floor.cover[i] = 0.0
+
 # %% ../../nbs/15_engine.ipynb #draw-bids
 @compiled
 def lifted(
@@ -652,7 +693,7 @@ def draw_first(
 def draw_bids(
     market, rules, lot, meets, floor,
 ):
-    "Draw the values of a lot and write every bid; gives the ring's leader and second."
+    "Draw the values of a lot and write every bid; gives who is to win for the ring, and its second by value."
     fill_uniforms(floor.value, market.n, market.key0, market.key1, market.now, VALUES, lot)
     draw_first(market, rules, floor, floor.estimate)
     if market.items > 1:
@@ -660,10 +701,12 @@ def draw_bids(
             estimate = estimate_of(floor, i)
             floor.bid2[i] = lifted(floor.slope2[i] * estimate, market.second_unit * estimate, rules)
     leader, second = ring_leaders(market, floor)
+    leader = ring_winner(floor.estimate, market, lot, leader, floor)
     if meets:
         floor.active[leader] += 1
         for i in range(market.n):
             if floor.kind[i] == COLLUDER and i != leader: floor.bid[i], floor.bid2[i] = 0.0, 0.0
+        place_covers(floor.estimate, market, lot, leader, floor)
     return leader, second
 
 # %% ../../nbs/15_engine.ipynb #list-bids
@@ -787,8 +830,8 @@ def sell_again(
     at,     # the first listed bid that may get it
 ):
     "Offer a returned unit to the best losing bid; gives the value it realises, and where the next offer starts."
-    while at < floor.top.size and floor.who[at] >= 0 and (floor.who[at] == seller or floor.arm[floor.who[at]] == SHILL):
-        at += 1
+    while at < floor.top.size and floor.who[at] >= 0 and (
+            floor.who[at] == seller or floor.arm[floor.who[at]] == SHILL or floor.cover[floor.who[at]] > 0): at += 1
     if at >= floor.top.size or floor.who[at] < 0: return 0.0, at
     worth, price = behaviour.second_hand * unit_value(market, floor, at), behaviour.second_hand * floor.top[at]
     floor.net[floor.who[at]] += worth - price
@@ -805,7 +848,7 @@ class Session(NamedTuple):
     value: np.ndarray  # float [LOTS, n]: of a first unit
     bid: np.ndarray  # float [LOTS, n]: for a first unit; 0: none
     second_bid: np.ndarray  # float [LOTS, n]: for a second unit; 0: none
-    leader: np.ndarray  # int [LOTS]: who bids for the ring where it meets, else -1
+    leader: np.ndarray  # int [LOTS]: who is to win for the ring where it meets, else -1
     best: np.ndarray  # float [LOTS]: the highest total value that any allocation could reach
     winner: np.ndarray  # int [LOTS, units]: whose bid won each unit, -1: nobody's
     price: np.ndarray  # float [LOTS, units]: paid for it; NaN: not sold
@@ -964,12 +1007,35 @@ def best_welfare(
     for value in floor.best: highest += value
     return highest
 
+# %% ../../nbs/15_engine.ipynb #net-saving
+@compiled
+def other_ring(
+    estimate, # the floor's
+    market,
+):
+    "Does the ring rotate or cover?"
+    if estimate is None: return False
+    return market.rotation != NO_ROTATION or market.cover > 0
+
+
+@compiled
+def net_saving(
+    market, rules, winner, outside, floor, # `outside`: what the ring's bid must beat
+):
+    "What a ring that rotates or covers saves on a lot: its winner's surplus at its bid, less the best member's in competition."
+    best, second = ring_leaders(market, floor)
+    sends, price = floor.slope[winner] * estimate_of(floor, winner), outside
+    leads, follows = floor.slope[best] * estimate_of(floor, best), floor.slope[second] * estimate_of(floor, second)
+    if rules.auction_type != FIRST_PRICE and market.cover > 0:
+        price = max(outside, sends * cover_share(market.cover, 1 / market.members))
+    return (sends - price if sends > outside else 0.0) - (leads - max(follows, outside) if leads > outside else 0.0)
+
 # %% ../../nbs/15_engine.ipynb #ring-saving
 @compiled
 def ring_saving(
-    market, rules, leader, second, floor,
+    market, rules, leader, second, floor, # as `draw_bids` gives them
 ):
-    "What the silence of the ring's second member saves it on this lot."
+    "What the silence of the ring's second member saves it on this lot, or what a ring of another kind saves."
     leads, follows = floor.slope[leader] * estimate_of(floor, leader), floor.slope[second] * estimate_of(floor, second)
     floor.best[:] = 0.0
     for i in range(market.n):
@@ -977,7 +1043,37 @@ def ring_saving(
         insert_bid(floor.best, floor.best_who, floor.bid[i], i)
         if market.items > 1: insert_bid(floor.best, floor.best_who, floor.bid2[i], i)
     outside = max(rules.reserve_price, floor.best[market.items - 1])
+    if other_ring(floor.estimate, market): return net_saving(market, rules, leader, outside, floor)
     return follows - outside if leads > outside and follows > outside else 0.0
+
+# %% ../../nbs/15_engine.ipynb #credit-winner
+@compiled
+def is_covered(
+    estimate, # the floor's
+    market, meets, leader,
+    i, # a seat
+):
+    "Do members of the ring cover for this one?"
+    if estimate is None: return False
+    return meets and i == leader and market.cover > 0
+
+
+@compiled
+def credit_winner(
+    market, rules, i, floor, # `i`: who wins for the ring
+):
+    "Credit the arms of a winner that is covered, against the bids from outside the ring: cover bids follow its own."
+    value, estimate, outside = floor.value[i], estimate_of(floor, i), floor.best[market.items - 1]
+    if market.items > 1:
+        credit_two_units(floor.credit, i, value, estimate, market.second_unit, outside, floor.best[market.items - 2], rules)
+        return
+    closest, reserve, first = 0.0, rules.reserve_price, rules.auction_type == FIRST_PRICE
+    for j in range(market.n): closest = max(closest, floor.cover[j])
+    least = reserve if rules.reveal_reserve and estimate >= reserve else 0.0
+    for arm in range(ARMS):
+        bid = max(shade(arm) * estimate, least)
+        if bid > outside and bid >= reserve:
+            floor.credit[i, arm] += value - (bid if first else max(outside, reserve, closest * bid))
 
 # %% ../../nbs/15_engine.ipynb #hindsight
 @compiled
@@ -995,7 +1091,8 @@ def look_back(
                           market.low, market.high, rules, behaviour)
         if winners_only and count_bids(who, i, items) == 0: continue
         value, estimate = floor.value[i], estimate_of(floor, i)
-        if items == 1: credit_one_unit(floor.credit, i, value, estimate, top[1] if who[0] == i else top[0], rules)
+        if is_covered(floor.estimate, market, meets, leader, i): credit_winner(market, rules, i, floor)
+        elif items == 1: credit_one_unit(floor.credit, i, value, estimate, top[1] if who[0] == i else top[0], rules)
         else:
             credit_two_units(floor.credit, i, value, estimate, market.second_unit,
                              rival_bid(top, who, i, items - 1), rival_bid(top, who, i, items - 2), rules)
@@ -1054,6 +1151,17 @@ def shill_gain(
 
 
 @compiled
+def write_covers(
+    registered, market, rules, floor,
+    share, # of each cover bid: 0 or 1
+):
+    "Take the cover bids out of the lot, or put them back."
+    for i in range(market.n):
+        if floor.cover[i] > 0:
+            write_bids(registered, rules, i, 1 if market.items == 1 else 2, share * floor.bid[i], 0.0)
+
+
+@compiled
 def look_again(
     registered, market, rules, behaviour, meets, leader, floor,
 ):
@@ -1062,9 +1170,12 @@ def look_again(
     for i in range(market.n):
         kind, own = floor.kind[i], floor.arm[i]
         if kind == TRUTHFUL or not floor.present[i] or (meets and kind == COLLUDER and i != leader): continue
+        covered = is_covered(floor.estimate, market, meets, leader, i)
+        if covered: write_covers(registered, market, rules, floor, 0.0)
         for arm in range(MOVES if kind == EXPLOITER else ARMS):
             if known == EVERYTHING or (arm == own and arm < ARMS):
                 floor.credit[i, arm] += gain_of(registered, market, rules, behaviour, floor, i, arm)
+        if covered: write_covers(registered, market, rules, floor, 1.0)
 
 # %% ../../nbs/15_engine.ipynb #settle-lot
 @compiled
@@ -1100,6 +1211,7 @@ def trade_session(
     units, flips = LOTS * market.items, False
     for i in range(market.n): flips |= floor.arm[i] == FLIP
     if market.return_rate > 0: fill_uniforms(floor.return_draws, units, market.key0, market.key1, market.now, REMORSE, 0)
+    if market.rotation == BY_LOT: fill_uniforms(floor.turns, LOTS, market.key0, market.key1, market.now, ROTATION, 0)
     if flips: fill_uniforms(floor.offers, units, market.key0, market.key1, market.now, RESALE, 0)
     welfare = 0.0
     for lot in range(LOTS):
