@@ -417,8 +417,8 @@ class Floor(NamedTuple):
     credit: np.ndarray      # float [n, MOVES]: what each arm would have earned
     history: np.ndarray     # float [rounds]: welfare since the mechanism was posted: a row of the accounts
     tally: np.ndarray       # float [ENTRIES]: sums over the session
-    top: np.ndarray         # float [units + 3]: the lot's highest bids
-    who: np.ndarray         # int [units + 3]: their bidders
+    top: np.ndarray         # float [units + 3, or more]: the lot's highest bids
+    who: np.ndarray         # int [units + 3, or more]: their bidders
     best: np.ndarray        # float [units]: the lot's highest values, or bids from outside the ring
     best_who: np.ndarray    # int [units]
     tries: np.ndarray       # float [n, MOVES]: a row of the state; [0, MOVES] where no rule counts
@@ -438,11 +438,12 @@ def make_floor(
     n, items = state.kind.shape[1], int(state.traits[:, TRAIT.n_items].max())
     lines, wholes = [np.zeros(n) for _ in range(5)], [np.zeros(n, np.int64) for _ in range(4)]
     estimate = None if all_usual(state.traits) else np.zeros(n)
+    listed = items + 3 + (0 if estimate is None else n)   # room for cover bids beside those that are meant
     return Floor._make([
         state.kind[0], state.log_weight[0], state.belief[0], np.zeros(n + 8), estimate, *lines,
         accounts.net[0], accounts.surplus[0], *wholes,
-        np.zeros((n, MOVES)), np.zeros((n, MOVES)), accounts.history[0], np.zeros(ENTRIES), np.zeros(items + 3),
-        np.zeros(items + 3, np.int64), np.zeros(items), np.zeros(items, np.int64), state.tries[0], np.zeros(LOTS * items + 8),
+        np.zeros((n, MOVES)), np.zeros((n, MOVES)), accounts.history[0], np.zeros(ENTRIES), np.zeros(listed),
+        np.zeros(listed, np.int64), np.zeros(items), np.zeros(items, np.int64), state.tries[0], np.zeros(LOTS * items + 8),
         np.zeros(LOTS * items + 8), np.zeros(LOTS + 8), np.zeros(n + 8), None if kind is None else at_work(kind, n)])
 
 
@@ -453,7 +454,7 @@ def enter_floor(
 ):
     "The floor of market `b`: its rows of state and accounts, and lists no longer than its lots need."
     items = int(state.traits[b, TRAIT.n_items])
-    listed = items + (2 if items == 1 else 3)
+    listed = items + (2 if items == 1 else 3) + (int(state.traits[b, TRAIT.bidders]) if state.traits[b, TRAIT.cover] > 0 else 0)
     return Floor(state.kind[b], state.log_weight[b], state.belief[b], floor.value, floor.estimate, floor.bid, floor.bid2,
                  floor.slope, floor.slope2, floor.start, accounts.net[b], accounts.surplus[b], floor.arm, floor.present,
                  floor.active, floor.valid, floor.chances, floor.credit, accounts.history[b], floor.tally,
@@ -715,18 +716,18 @@ def list_bids(
     market, rules, floor,
 ):
     "List the highest valid bids, and sum up what an observer sees of all first bids."
-    floor.top[:], floor.who[:] = 0.0, -1
+    floor.top[:], floor.who[:], three = 0.0, -1, market.items == 1 and market.cover == 0
     top, who, count, total, squares = (0.0, 0.0, 0.0), (-1, -1, -1), 0, 0.0, 0.0
     for i in range(market.n):
         valid = (floor.bid[i] > 0) & (floor.bid[i] >= rules.reserve_price)
         bid = floor.bid[i] if valid else 0.0
         count, total, squares = count + valid, total + bid, squares + bid * bid
         floor.valid[i] += valid
-        if market.items == 1: top, who = insert_of_three(top, who, bid, i)
+        if three: top, who = insert_of_three(top, who, bid, i)
         else: insert_bid(floor.top, floor.who, bid, i)
-    if market.items == 1:
+    if three:
         for at in range(3): floor.top[at], floor.who[at] = top[at], who[at]
-    else:
+    elif market.items > 1:
         for i in range(market.n):
             if floor.bid2[i] > 0 and floor.bid2[i] >= rules.reserve_price:
                 insert_bid(floor.top, floor.who, floor.bid2[i], i)
