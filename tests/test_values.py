@@ -14,7 +14,7 @@ from daedalus import _runtime
 from daedalus.env import suite
 from daedalus.market import engine as market
 from daedalus.market.bidders import (
-    BEHAVIOUR, COLLUDER, HELD_OUT_RULES, LEARNING_RULES, SHILL, TRAIT, TRAITS, VARIED, Population, PopulationError,
+    BEHAVIOUR, COLLUDER, HELD_OUT_RULES, LEARNING_RULES, ROTATIONS, SHILL, TRAIT, TRAITS, VARIED, Population, PopulationError,
     competitive_surplus, is_strong, read_rules)
 from daedalus.market.engine import BID, COLUMN, HIDDEN, LOTS, METRICS, MarketState, advance, new_market, open_market, simulate
 from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism
@@ -64,7 +64,8 @@ def assert_mean(sample, closed_form):
 def test_the_market_reads_the_numbers_of_a_population_by_name():
     traits = new_market([OTHER, Population.stage(4)], 0).traits
     for row, population in zip(traits, (OTHER, Population.stage(4)), strict=True):
-        expected = {name: getattr(population, name) for name in TRAITS} | {"learning": LEARNING_RULES.index(population.learning)}
+        expected = {name: getattr(population, name) for name in TRAITS} | {
+            "learning": LEARNING_RULES.index(population.learning), "rotation": ROTATIONS.index(population.rotation)}
         assert {name: row[at] for name, at in TRAIT._asdict().items()} == expected
 
 
