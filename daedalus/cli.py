@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import __version__
-from .results import PACKAGE, check_folder, check_output, install_hint, write_text
+from .paths import PACKAGE, check_folder, check_output, install_hint, write_text
 
 if TYPE_CHECKING:
     from daedalus.schema import Objective
@@ -581,7 +581,7 @@ def figures(
     """
     if output:
         check_folder("--output", output)
-    from daedalus.results import figures_dir
+    from daedalus.paths import figures_dir
     from daedalus.studies.figures import redraw
 
     drawn = dict(redraw(names or (), output))

@@ -21,7 +21,7 @@ from .market.bidders import BEHAVIOUR, HELD_OUT_RULES, KINDS, MAX_BIDDERS, Behav
 from daedalus.market.engine import (
     ROUNDS, SCORES, SIGNALS, Agents, MarketState, Outcomes, advance, briefs_of, judged_by, open_market, outcomes_of,
     wanted_by)
-from .results import data_dir
+from .paths import data_dir
 from .seeds import FAMILIES_SEED, OPEN_SEED
 from .schema import (
     DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, MechanismError, Objective, Observation, Outcome,

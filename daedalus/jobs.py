@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .results import PACKAGE, library_hash, modules_used, provenance, short_hash, versions, write_text
+from .paths import PACKAGE, write_text
+from .results import library_hash, modules_used, provenance, short_hash, versions
 from ._runtime import ADDED, Added, add_again, added_code, use_threads
 from .schema import Record, whole_number
 

@@ -26,7 +26,7 @@ from daedalus.serving.connections import most_connections
 from daedalus.designers.base import FixedDesigner, informed_greedy
 from daedalus.market.engine import simulate
 from daedalus.serving.openenv import DaedalusAction
-from daedalus.results import CHECKOUT
+from daedalus.paths import CHECKOUT
 from daedalus.schema import INFORMED_GREEDY
 from daedalus.serving.serve import create_app
 from daedalus.serving.sessions import Limits, Place, Queue, Sessions, first_to_go

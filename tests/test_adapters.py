@@ -16,7 +16,7 @@ from daedalus.serving.adapters import (
 from daedalus.market.auction import clear
 from daedalus.market.bidders import Population
 from daedalus.env import FEATURES, DaedalusEnv, EpisodeError, gym_env
-from daedalus.results import install_hint
+from daedalus.paths import install_hint
 from daedalus.schema import (
     AUCTION_TYPES, COALITION_POLICIES, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism, MechanismError)
 

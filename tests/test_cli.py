@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import daedalus as dd
 from daedalus.cli import app
 from daedalus.training.export import HubJob
-from daedalus.results import data_dir
+from daedalus.paths import data_dir
 
 COMMAND = [sys.executable, "-c", "from daedalus.cli import main; main()"]
 DESIGNER = data_dir() / "designer"

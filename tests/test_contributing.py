@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from daedalus.results import CHECKOUT
+from daedalus.paths import CHECKOUT
 
 TEXT = (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w+)(?: (\S+)#([\w-]+)(?: below ([\w-]+))?)?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from daedalus.cli import app
 from daedalus.pipeline import paper
 from daedalus.pipeline.reproduce import notebooks
-from daedalus.results import as_kept, committed_dir, declared, notebook_code, read_result
+from daedalus.paths import committed_dir, declared
+from daedalus.results import as_kept, notebook_code, read_result
 from daedalus.studies import figures
 from test_rooms import GRAPH
 
@@ -18,9 +19,9 @@ matplotlib.use("Agg")
 
 WRITES = {path.stem: {name.removesuffix("?") for name in declared(path)["writes"]} for path in notebooks()}
 MADE_BEFORE = """adaptation exploitability_curve exploitability_reward findings_deviation findings_paths findings_rings
-generalisation_bidders levers properties_conflict properties_identify properties_penalties properties_sensitivity
-properties_statics red_team_found red_team_progress red_team_stressors screens_margins screens_rings screens_sales tables_effects
-theory_learning theory_reserve theory_unequal training_rewards training_rft training_signals training_stages""".split()
+generalisation_bidders levers red_team_found red_team_progress red_team_stressors screens_margins screens_rings
+screens_sales tables_effects theory_learning theory_reserve theory_unequal training_rewards training_rft
+training_signals training_stages""".split()
 # ^ their results were made before they held what these figures show; `make reproduce` makes them again
 TIMED = {"serving", "speed", "training_speed"}   # still drawn by their notebooks: what they show is not among the results
 

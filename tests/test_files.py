@@ -16,7 +16,7 @@ import pytest
 from shared import until
 from typer.testing import CliRunner
 
-from daedalus import jobs, results
+from daedalus import jobs, paths, results
 from daedalus.designers import search
 from daedalus.pipeline import reproduce, verify
 from daedalus.cli import app
@@ -34,7 +34,7 @@ def nested(tmp_path, monkeypatch):
         "market/__init__.py": "from .engine import play", "market/engine.py": "from .deep import noise\nfrom ..base import x",
         "market/deep/noise.py": "from ... import base\nz = 1", "market/lonely.py": "import numpy"}
     for name, code in sources.items():
-        results.write_text(folder / name, code)
+        paths.write_text(folder / name, code)
     monkeypatch.setattr(results, "PACKAGE", folder)
     return folder
 
@@ -62,7 +62,7 @@ def test_imports_are_followed_into_sub_packages(nested, code, package, modules):
 def test_an_edit_in_a_nested_module_changes_every_hash_that_stands_on_it(nested, tmp_path):
     cell = dict(cell_type="code", id="defaults", metadata={"tags": ["parameters"]}, outputs=[], execution_count=None,
                 source="from daedalus.top import play")
-    path = results.write_text(tmp_path / "30_example.ipynb", json.dumps(dict(cells=[cell], metadata={}, nbformat=4,
+    path = paths.write_text(tmp_path / "30_example.ipynb", json.dumps(dict(cells=[cell], metadata={}, nbformat=4,
                                                                             nbformat_minor=5)))
 
     def hashes():
@@ -71,7 +71,7 @@ def test_an_edit_in_a_nested_module_changes_every_hash_that_stands_on_it(nested,
                 "tree": reproduce.tree_hash(tmp_path)}
 
     before = hashes()
-    results.write_text(nested / "market" / "deep" / "noise.py", "from ... import base\nz = 2")
+    paths.write_text(nested / "market" / "deep" / "noise.py", "from ... import base\nz = 2")
     assert {name for name, value in hashes().items() if value != before[name]} == {"library", "used", "notebook", "tree"}
     assert [results.module_files()[name] for name in results.modules_used("from daedalus.top import play")] == [
         nested / name for name in ("base.py", "market/__init__.py", "market/deep/noise.py", "market/engine.py", "top.py")]
@@ -79,11 +79,11 @@ def test_an_edit_in_a_nested_module_changes_every_hash_that_stands_on_it(nested,
 
 def test_the_hash_of_a_job_sees_nested_modules(tmp_path):
     """A kept job of code in a sub-package is not taken over after the code below it changed."""
-    package = shutil.copytree(results.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "data").symlink_to(results.data_dir())
-    results.write_text(package / "rooms" / "__init__.py", "")
-    results.write_text(package / "rooms" / "below.py", "x = 1")
-    results.write_text(package / "rooms" / "work.py", "from .below import x\n\n\ndef work(n):\n    return n + x\n")
+    package = shutil.copytree(paths.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "data").symlink_to(paths.data_dir())
+    paths.write_text(package / "rooms" / "__init__.py", "")
+    paths.write_text(package / "rooms" / "below.py", "x = 1")
+    paths.write_text(package / "rooms" / "work.py", "from .below import x\n\n\ndef work(n):\n    return n + x\n")
     ask = "from daedalus.jobs import Job, job_name\nfrom daedalus.rooms.work import work\nprint(job_name(Job(work, (1,))))"
 
     def name():
@@ -92,14 +92,14 @@ def test_the_hash_of_a_job_sees_nested_modules(tmp_path):
 
     before = name()
     assert name() == before
-    results.write_text(package / "rooms" / "below.py", "x = 2")
+    paths.write_text(package / "rooms" / "below.py", "x = 2")
     assert name() != before
 
 
 def test_a_job_outside_the_library_does_not_stand_on_it(tmp_path, monkeypatch):
-    results.write_text(tmp_path / "mine" / "__init__.py", "")
-    results.write_text(tmp_path / "mine" / "market.py", "x = 1")
-    results.write_text(tmp_path / "mine" / "work.py", "from .market import x\n\n\ndef work():\n    return x\n")
+    paths.write_text(tmp_path / "mine" / "__init__.py", "")
+    paths.write_text(tmp_path / "mine" / "market.py", "x = 1")
+    paths.write_text(tmp_path / "mine" / "work.py", "from .market import x\n\n\ndef work():\n    return x\n")
     monkeypatch.syspath_prepend(tmp_path)
     from mine.work import work
 
@@ -111,18 +111,18 @@ def test_a_job_outside_the_library_does_not_stand_on_it(tmp_path, monkeypatch):
 
 def test_the_hash_of_a_flat_library_is_what_it_was(monkeypatch, tmp_path):
     for name in ("base", "top"):
-        results.write_text(tmp_path / f"{name}.py", f"name = {name!r}")
+        paths.write_text(tmp_path / f"{name}.py", f"name = {name!r}")
     for name in ("__init__", "_modidx"):
-        results.write_text(tmp_path / f"{name}.py", "")
+        paths.write_text(tmp_path / f"{name}.py", "")
     monkeypatch.setattr(results, "PACKAGE", tmp_path)
     assert results.library_hash() == results.short_hash("base", "name = 'base'", "top", "name = 'top'")
 
 
 def test_a_file_in_a_data_folder_s_folder_is_an_input(tmp_path, monkeypatch):
-    deep = results.write_text(tmp_path / "tenders" / "one" / "bids.csv", "1")
+    deep = paths.write_text(tmp_path / "tenders" / "one" / "bids.csv", "1")
     monkeypatch.setenv("DAEDALUS_DATA_DIR", str(tmp_path))
     cell = dict(cell_type="code", id="defaults", metadata={"tags": ["parameters"]}, source="#| reads: tenders/")
-    path = results.write_text(tmp_path / "30.ipynb", json.dumps({"cells": [cell]}))
+    path = paths.write_text(tmp_path / "30.ipynb", json.dumps({"cells": [cell]}))
     assert deep in reproduce.inputs(path, "smoke")
 
 
@@ -131,13 +131,13 @@ def project(tmp_path_factory):
     """A copy of the project with the files that building needs, and a notebook that exports to a sub-package."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(results.CHECKOUT / name, folder)
-    shutil.copytree(results.PACKAGE, folder / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(results.CHECKOUT / "data", folder / "data")
+        shutil.copy(paths.CHECKOUT / name, folder)
+    shutil.copytree(paths.PACKAGE, folder / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(paths.CHECKOUT / "data", folder / "data")
     sources = ["#| default_exp market2.engine", "#| export\nfrom daedalus.schema import DEFAULT_MECHANISM\nx = DEFAULT_MECHANISM"]
     cells = [dict(cell_type="code", id=f"cell-{at}", metadata={}, source=source, outputs=[], execution_count=None)
              for at, source in enumerate(sources)]
-    results.write_text(folder / "nbs" / "50_engine.ipynb", json.dumps(
+    paths.write_text(folder / "nbs" / "50_engine.ipynb", json.dumps(
         dict(cells=cells, metadata=dict(kernelspec=dict(display_name="p", language="python", name="python3")), nbformat=4,
              nbformat_minor=5)))
     subprocess.run([Path(sys.executable).parent / "nbdev-export"], cwd=folder, check=True, capture_output=True)
@@ -166,7 +166,7 @@ def wheel(project, tmp_path_factory):
 def test_the_wheel_contains_nested_modules_and_the_data(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"daedalus/market2/engine.py", "daedalus/market2/__init__.py", "daedalus/schema.py"} <= names
-    data = results.CHECKOUT / "data"
+    data = paths.CHECKOUT / "data"
     assert {f"daedalus/data/{file.relative_to(data).as_posix()}" for file in data.rglob("*") if file.is_file()} <= names
 
 
@@ -182,17 +182,17 @@ def plain(monkeypatch):
 
 def committed_bytes():
     """The committed results and figures."""
-    folders = [results.data_dir(), results.CHECKOUT / "paper"]
+    folders = [paths.data_dir(), paths.CHECKOUT / "paper"]
     return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
 
 
 def test_results_and_figures_go_to_the_build_folder(plain):
-    assert results.results_dir() == results.CHECKOUT / "build" / "results"
-    assert results.figures_dir() == results.CHECKOUT / "build" / "figures"
+    assert paths.results_dir() == paths.CHECKOUT / "build" / "results"
+    assert paths.figures_dir() == paths.CHECKOUT / "build" / "figures"
 
 
 def test_a_result_that_names_no_notebook_is_never_committed(plain, monkeypatch, tmp_path):
-    monkeypatch.setattr(results, "data_dir", lambda: tmp_path)
+    monkeypatch.setattr(paths, "data_dir", lambda: tmp_path)
     monkeypatch.setenv("DAEDALUS_RESULTS_DIR", str(tmp_path / "results"))
     with pytest.raises(ValueError, match="among the committed results, which only `daedalus reproduce --profile paper` replaces"):
         results.write_result("search", 1, {"seed": 0})
@@ -202,22 +202,22 @@ def test_a_result_that_names_no_notebook_is_never_committed(plain, monkeypatch, 
 
 
 def test_every_committed_result_says_which_notebook_made_it():
-    for path in results.committed_dir("results").glob("*.json"):
+    for path in paths.committed_dir("results").glob("*.json"):
         assert json.loads(path.read_text())["provenance"]["notebook"], path.name
 
 
 def test_what_an_earlier_experiment_left_is_not_taken_for_the_committed_result(plain, monkeypatch, tmp_path):
     committed = search.oracle()
     stale = {name: {"best_fixed": dict(DEFAULT_MECHANISM), "oracle": []} for name in ("stages", "open")}
-    monkeypatch.setattr(results, "build_dir", lambda: tmp_path)
-    results.write_text(tmp_path / "results" / "search.json", json.dumps({"value": stale}))
+    monkeypatch.setattr(paths, "build_dir", lambda: tmp_path)
+    paths.write_text(tmp_path / "results" / "search.json", json.dumps({"value": stale}))
     assert search.oracle() == committed and search.best_fixed() != DEFAULT_MECHANISM
     monkeypatch.setenv("DAEDALUS_RESULTS_DIR", str(tmp_path / "results"))
     assert search.oracle() == [] and search.best_fixed() == DEFAULT_MECHANISM
 
 
 def test_what_a_process_has_written_it_reads(plain, monkeypatch, tmp_path):
-    monkeypatch.setattr(results, "build_dir", lambda: tmp_path)
+    monkeypatch.setattr(paths, "build_dir", lambda: tmp_path)
     results.write_result("speed", 7, {"seed": 0})
     assert results.read_result("speed") == 7
 
@@ -246,7 +246,7 @@ def test_a_search_leaves_the_yardsticks_and_its_output_where_it_was_told(plain, 
                                                  ("train", "--record"), ("search", "--work"), ("train", "--output")])
 def test_a_command_does_not_write_among_the_committed_results(command, option, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    target = results.committed_dir("results") / ("search.json" if option != "--work" else "search")
+    target = paths.committed_dir("results") / ("search.json" if option != "--work" else "search")
     done = CliRunner().invoke(app, [command, option, str(target)])
     assert done.exit_code == 2 and "among the committed results" in done.stderr and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -297,7 +297,7 @@ def test_a_command_refuses_a_working_folder_that_is_read_only(words, below_a_fil
     ("reproduce --profile paper --only 70_theory", "results"), ("reproduce --profile paper --only 70_theory", "figures"),
     ("reproduce --keep-outputs --only 70_theory", "CHECKOUT")])
 def test_notebooks_do_not_run_where_their_results_could_not_be_kept(words, place, below_a_file, monkeypatch):
-    known = {name: results.committed_dir(name) for name in ("results", "figures")}
+    known = {name: paths.committed_dir(name) for name in ("results", "figures")}
     if place in known:
         monkeypatch.setattr(reproduce, "committed_dir", lambda kind: (known | {place: below_a_file})[kind])
     else:
@@ -325,15 +325,15 @@ def test_a_disk_that_fills_up_is_one_sentence(number, words, monkeypatch, tmp_pa
 @pytest.fixture
 def checkout(tmp_path):
     """A checkout with two notebooks that keep a result; one imports the library above its parameters, one below."""
-    shutil.copytree(results.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
-    committed = results.write_text(tmp_path / "data" / "results" / "table.json", '{"value": 7}')
+    shutil.copytree(paths.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
+    committed = paths.write_text(tmp_path / "data" / "results" / "table.json", '{"value": 7}')
     start, keep = "from daedalus.results import read_result, write_result", 'write_result("table", n, {"seed": 0})'
     parameters = dict(cell_type="code", id="defaults", metadata={"tags": ["parameters"]}, source="#| writes: results/table?\nn = 1")
     for name, above, below in (("30_above", [start], [keep]), ("31_below", [], [start, keep])):
         sources = [dict(cell_type="code", id=f"cell-{source[:4]}", metadata={}, source=source) for source in (*above, *below)]
         cells = [*sources[:len(above)], parameters, *sources[len(above):]]
         kernel = dict(display_name="python3", language="python", name="python3")
-        results.write_text(tmp_path / "nbs" / f"{name}.ipynb", json.dumps(dict(
+        paths.write_text(tmp_path / "nbs" / f"{name}.ipynb", json.dumps(dict(
             cells=[cell | dict(outputs=[], execution_count=None) for cell in cells], metadata=dict(kernelspec=kernel),
             nbformat=4, nbformat_minor=5)))
     yield tmp_path
@@ -405,7 +405,7 @@ def installed(wheel, tmp_path_factory):
     absent = ("import os, sys\nclass Absent:\n    def find_spec(self, name, path=None, target=None):\n"
               "        if name in os.environ['WITHOUT'].split(): raise ModuleNotFoundError(name, name=name)\n"
               "sys.meta_path.insert(0, Absent())\n")
-    results.write_text(site / "sitecustomize.py", absent)
+    paths.write_text(site / "sitecustomize.py", absent)
 
     def run(*words, code=None, without="", status=0):
         program = code or "from daedalus.cli import main; main()"
@@ -421,13 +421,13 @@ def installed(wheel, tmp_path_factory):
 
 
 def test_an_installed_copy_plays_and_reads_the_committed_results(installed):
-    told = installed(code="import daedalus as dd\nfrom daedalus.results import build_dir, is_checkout\n"
+    told = installed(code="import daedalus as dd\nfrom daedalus.paths import build_dir, is_checkout\n"
                           "print(is_checkout(), dd.best_fixed().auction_type, build_dir().name, build_dir().parent.name)")
     assert told.startswith(f"False {search.best_fixed().auction_type} build elsewhere")
 
 
 def test_an_installed_copy_writes_into_the_working_folder(installed):
-    told = installed(code="from daedalus.results import write_result, figures_dir, read_result\n"
+    told = installed(code="from daedalus.paths import figures_dir\nfrom daedalus.results import write_result, read_result\n"
                           "path = write_result('table', 3, {'seed': 0})\n"
                           "print(path.parts[-4:-1], figures_dir().parts[-2:], read_result('table'))")
     assert "'build', 'results') ('build', 'figures') 3" in told and "elsewhere" in told

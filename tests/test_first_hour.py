@@ -11,10 +11,10 @@ from configparser import ConfigParser
 import pytest
 from typer.testing import CliRunner
 
-from daedalus import results
+from daedalus import paths
 from daedalus.pipeline import reproduce
 from daedalus.cli import app
-from daedalus.results import CHECKOUT, write_text
+from daedalus.paths import CHECKOUT, write_text
 
 SETTINGS = ConfigParser(delimiters=["="])
 SETTINGS.read(CHECKOUT / "settings.ini", encoding="utf-8")
@@ -91,16 +91,16 @@ def test_the_light_set_up_has_what_the_full_one_has_less():
 
 def test_the_address_of_the_project_stands_in_one_place():
     address = SETTINGS["DEFAULT"]["repository"]
-    assert results.repository() == address and not address.endswith("/")
+    assert paths.repository() == address and not address.endswith("/")
     assert f"git clone {address} " in README and f"git+{address}" in README
     assert f'"git+{address}"' in CELLS["colab"], "write the address of settings.ini into the cell `colab` of index too"
 
 
 def test_an_installed_copy_knows_the_address_from_its_metadata(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(paths, "CHECKOUT", tmp_path)
     links = {"Project-URL": ["Homepage, https://a.b", "Repository, https://c.d/e"]}
-    monkeypatch.setattr(results, "metadata", lambda name: types.SimpleNamespace(get_all=links.get))
-    assert results.repository() == "https://c.d/e"
+    monkeypatch.setattr(paths, "metadata", lambda name: types.SimpleNamespace(get_all=links.get))
+    assert paths.repository() == "https://c.d/e"
     assert 'project_urls={"Repository": meta["repository"]}' in (CHECKOUT / "setup.py").read_text(encoding="utf-8")
 
 
@@ -164,6 +164,6 @@ def test_the_second_snippet_says_which_extra_it_needs():
     code, prose = next((code, README[:README.index(code)].splitlines()) for kind, code in BLOCKS if "LanguageDesigner" in code)
     done = on_the_core_alone(f"import daedalus as dd\nenv = dd.DaedalusEnv(dd.Population.stage(4), episode_length=10)\n{code}")
     said = done.stderr.splitlines()[-1].removeprefix("ModuleNotFoundError: ")
-    assert said == f"a language model needs torch: {results.install_hint('torch')}"
+    assert said == f"a language model needs torch: {paths.install_hint('torch')}"
     told = next(line for line in reversed(prose) if "extra" in line)
     assert "`designer`" in told and f"`{said.partition(':')[0]}: pip install 'daedalus-mechanisms[designer]'`" in told

@@ -12,7 +12,7 @@ from importlib.metadata import packages_distributions
 import pytest
 
 import daedalus
-from daedalus.results import CHECKOUT
+from daedalus.paths import CHECKOUT
 
 yaml = pytest.importorskip("yaml", reason="PyYAML, which papermill brings, is not installed")
 

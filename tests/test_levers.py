@@ -19,7 +19,7 @@ from daedalus.studies import pareto
 from daedalus.market.bidders import Population
 from daedalus.designers.base import READINGS, readings
 from daedalus.studies.evaluate import _settings
-from daedalus.results import CHECKOUT
+from daedalus.paths import CHECKOUT
 from daedalus._runtime import sources_hash
 from daedalus.schema import (
     LEVERS, Mechanism, MechanismError, MechanismFields, Observation, _lever, amount, mechanisms_to_array, whole)

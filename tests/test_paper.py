@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from daedalus.pipeline import paper
-from daedalus.results import CHECKOUT
+from daedalus.paths import CHECKOUT
 
 pytest.importorskip("typst")
 

@@ -17,7 +17,8 @@ pytest.importorskip("torch", reason="needs the train extra")
 from daedalus import results
 from daedalus.training import train
 from daedalus.jobs import code_hash
-from daedalus.results import PACKAGE, short_hash
+from daedalus.paths import PACKAGE
+from daedalus.results import short_hash
 from daedalus.training.train import borrow_phases, phase_folders, profile, run_phases
 
 SMOKE = profile("smoke")

@@ -22,7 +22,7 @@ from shared import ENDS, HEARS, PATIENCE, until
 from typer.testing import CliRunner
 
 import daedalus
-from daedalus import results
+from daedalus import paths, results
 from daedalus.pipeline import reproduce
 from daedalus.cli import app, says_what_is_wrong
 
@@ -39,7 +39,7 @@ def write_notebook(tmp_path):
     def write(*cells, name="example"):
         kernel = dict(display_name="python3", language="python", name="python3")
         content = dict(cells=list(cells), metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
-        return results.write_text(tmp_path / f"{name}.ipynb", json.dumps(content))
+        return paths.write_text(tmp_path / f"{name}.ipynb", json.dumps(content))
 
     return write
 
@@ -98,21 +98,21 @@ def test_a_result_needs_a_seed_and_a_plain_name(own_results):
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = results.write_text(tmp_path / "note.txt", "old")
+    path = paths.write_text(tmp_path / "note.txt", "old")
 
     def interrupted(source, target):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        results.write_text(path, "new")
+        paths.write_text(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_smoke_run_reads_the_committed_result_and_does_not_touch_it(own_results, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "data_dir", lambda: tmp_path / "data")
-    committed = results.write_text(tmp_path / "data" / "results" / "mean.json", '{"value": 0.5}')
+    monkeypatch.setattr(paths, "data_dir", lambda: tmp_path / "data")
+    committed = paths.write_text(tmp_path / "data" / "results" / "mean.json", '{"value": 0.5}')
     assert results.read_result("mean") == 0.5
     results.write_result("mean", 0.4, {"seed": 0})
     assert results.read_result("mean") == 0.4
@@ -122,10 +122,10 @@ def test_a_smoke_run_reads_the_committed_result_and_does_not_touch_it(own_result
 def test_data_may_lie_outside(tmp_path, monkeypatch):
     monkeypatch.setenv("DAEDALUS_DATA_DIR", str(tmp_path))
     (tmp_path / "bids.csv").write_text("bid\n")
-    assert results.data_file("bids.csv") == tmp_path / "bids.csv"
-    assert results.data_file("params.json") == results.data_dir() / "params.json"
+    assert paths.data_file("bids.csv") == tmp_path / "bids.csv"
+    assert paths.data_file("params.json") == paths.data_dir() / "params.json"
     with pytest.raises(FileNotFoundError, match="'none.csv' is in none of"):
-        results.data_file("none.csv")
+        paths.data_file("none.csv")
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def package(tmp_path, monkeypatch):
     """A library of three modules: `top` imports `base`, and `apart` nothing."""
     folder = tmp_path / "daedalus"
     for name, code in (("base", "x = 1"), ("top", "def late():\n    from .base import x"), ("apart", "import numpy")):
-        results.write_text(folder / f"{name}.py", code)
+        paths.write_text(folder / f"{name}.py", code)
     monkeypatch.setattr(results, "PACKAGE", folder)
     return folder
 
@@ -156,9 +156,9 @@ def test_modules_are_followed_through_imports(package, code, modules):
 def test_a_notebook_runs_again_when_a_module_below_it_changes(package, write_notebook):
     path = write_notebook(code_cell("defaults", "from daedalus.top import late", "parameters"))
     before = reproduce.fingerprint(path, {}, "smoke")
-    results.write_text(package / "apart.py", "import scipy")
+    paths.write_text(package / "apart.py", "import scipy")
     assert reproduce.fingerprint(path, {}, "smoke") == before
-    results.write_text(package / "base.py", "x = 2")
+    paths.write_text(package / "base.py", "x = 2")
     assert reproduce.fingerprint(path, {}, "smoke") != before
 
 
@@ -193,7 +193,7 @@ def test_a_run_injects_parameters_and_is_the_same_bytes_twice(write_notebook, tm
 
 def test_a_failing_notebook_names_its_cell_and_shows_why(write_notebook, tmp_path):
     path = write_notebook(code_cell("defaults", "n = 0", "parameters"), code_cell("divide-by-n", "1 / n"))
-    out = results.write_text(tmp_path / "out" / "example.ipynb", "the last good run")
+    out = paths.write_text(tmp_path / "out" / "example.ipynb", "the last good run")
     with pytest.raises(reproduce.NotebookError) as caught:
         reproduce.run_notebook(path, {}, out)
     message = str(caught.value)
@@ -234,7 +234,7 @@ def test_code_and_parameters_change_a_fingerprint_and_prose_does_not(write_noteb
 def test_a_result_is_an_input_of_who_reads_it_not_of_who_wrote_it(write_notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path / "data")
     monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
-    result = results.write_text(tmp_path / "build" / "results" / "smoke" / "best.json", '{"value": 1}')
+    result = paths.write_text(tmp_path / "build" / "results" / "smoke" / "best.json", '{"value": 1}')
     sources = {"29_reader": "#| reads: results/best", "30_writer": "#| writes: results/best", "32_other": "read_result('best')"}
     made = {name: write_notebook(code_cell("defaults", code, "parameters"), name=name)
             for name, code in sources.items()}
@@ -264,7 +264,7 @@ def declaring(write_notebook, monkeypatch, **lines):
 ], ids=["no writer", "no file", "circle", "two writers"])
 def test_declarations_that_do_not_fit_together_are_refused(write_notebook, tmp_path, monkeypatch, lines, sentence):
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path)
-    results.write_text(tmp_path / "params.json", '{"smoke": {}}')
+    paths.write_text(tmp_path / "params.json", '{"smoke": {}}')
     made = declaring(write_notebook, monkeypatch, **lines)
     with pytest.raises(ValueError) as refused:
         reproduce.in_order(list(made.values()))
@@ -282,13 +282,13 @@ USES = {"reads results/theory": "read_result('theory')", "reads claims.json": "d
         "reads params.json": "subprocess.run([sys.executable, '-c', 'import daedalus.results; open(\"{data}/params.json\")'], check=True)",
         "writes results/example": "write_result('example', 1, dict(seed=0))",
         "writes figures/example": "save_figure(Figure(), 'example')"}
-START = "import subprocess, sys\nfrom daedalus.results import *\nfrom matplotlib.figure import Figure\n"
+START = "import subprocess, sys\nfrom daedalus.paths import *\nfrom daedalus.results import *\nfrom matplotlib.figure import Figure\n"
 
 
 def test_a_notebook_uses_what_it_declares(write_notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
     lines = "#| reads: results/theory claims.json? designer/\n#| reads: params.json\n#| writes: results/example figures/example\n"
-    code = "\n".join(USES.values()).format(data=results.data_dir()) + "\nread_result('example')   # its own"
+    code = "\n".join(USES.values()).format(data=paths.data_dir()) + "\nread_result('example')   # its own"
     path = write_notebook(code_cell("defaults", lines + START, "parameters"), code_cell("use", code))
     assert reproduce.run_notebook(path, {}, tmp_path / "out.ipynb").exists()
     assert {file.name for file in reproduce.outputs(path, "smoke")} == {"example.json", "example.pdf", "example.png"}
@@ -298,7 +298,7 @@ def test_a_notebook_uses_what_it_declares(write_notebook, tmp_path, monkeypatch)
 def test_what_a_notebook_does_not_declare_is_refused_even_where_it_goes_on(write_notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
     attempts = [f"try: {use}\nexcept (ValueError, subprocess.CalledProcessError): pass\nelse: raise SystemExit" for use in USES.values()]
-    code = "\n".join(attempts).format(data=results.data_dir())
+    code = "\n".join(attempts).format(data=paths.data_dir())
     path = write_notebook(code_cell("defaults", f"#| reads: open_suite.json?\n{START}", "parameters"), code_cell("use", code))
     with pytest.raises(reproduce.NotebookError) as told:
         reproduce.run_notebook(path, {}, tmp_path / "out.ipynb")
@@ -326,7 +326,7 @@ def test_what_is_declared_and_not_used_is_told(write_notebook, tmp_path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_declares_the_results_and_figures_that_its_code_names(path):
-    code, said = results.notebook_code(path), results.declared(path)
+    code, said = results.notebook_code(path), paths.declared(path)
     writes = {name.removesuffix("?") for name in said["writes"]}
     kept = {f"results/{name}" for name in re.findall(r'\bwrite_result\("([\w-]+)"', code)}
     drawn = {f"figures/{name}" for name in re.findall(r'\b(?:save_figure\([\w.]+, |keep_figure\()"([\w-]+)"', code)}
@@ -338,7 +338,7 @@ def test_a_notebook_declares_the_results_and_figures_that_its_code_names(path):
 
 def test_data_from_outside_is_an_input(write_notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("DAEDALUS_DATA_DIR", str(tmp_path))
-    bids = results.write_text(tmp_path / "bids.csv", "bid\n")
+    bids = paths.write_text(tmp_path / "bids.csv", "bid\n")
     reader = write_notebook(code_cell("defaults", "#| reads: bids.csv", "parameters"))
     assert reproduce.inputs(reader, "smoke") == [bids]
 
@@ -351,7 +351,7 @@ def project(write_notebook, tmp_path, monkeypatch):
     """
     monkeypatch.setattr(reproduce, "BUILD", tmp_path / "build")
     monkeypatch.setattr(reproduce, "DOIT_CONFIG", {"backend": "json", "dep_file": str(tmp_path / "doit.json")})
-    results.write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {}}')
+    paths.write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {}}')
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path / "data")
 
     def write(number, **names):
@@ -442,7 +442,7 @@ def test_a_failure_stops_only_what_depends_on_it_and_a_rerun_resumes(project, tm
 
 def test_one_notebook_runs_alone(project, capfd):
     _, reader, _ = project(2)
-    results.write_text(reproduce.BUILD / "results" / "smoke" / "best.json", '{"value": 7}')
+    paths.write_text(reproduce.BUILD / "results" / "smoke" / "best.json", '{"value": 7}')
     assert reproduce.reproduce("smoke", only=["31_reader"]) == 0
     assert "1 ran, 0 were current" in capfd.readouterr().out
     assert reproduce.printed(reproduce.built(reader, "smoke")) == "best: 7"
@@ -485,7 +485,7 @@ def run_side_by_side(write_notebook, tmp_path, monkeypatch):
     (tmp_path / "came").mkdir()
 
     def run(sources, profile="smoke", **lists):
-        results.write_text(tmp_path / "data" / "params.json", json.dumps({"smoke": {}, "paper": {}} | lists))
+        paths.write_text(tmp_path / "data" / "params.json", json.dumps({"smoke": {}, "paper": {}} | lists))
         start = "import pathlib, time\nthere, came = pathlib.Path('there'), pathlib.Path('came')\n"
         arrive = "(there / '{0}').touch(); (came / '{0}').touch()"
         made = [write_notebook(code_cell("defaults", start + arrive.format(name), "parameters"),
@@ -562,7 +562,7 @@ def test_a_kernel_has_one_core(write_notebook, tmp_path):
 def test_the_long_begin_first_and_the_timed_last(write_notebook, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "data_dir", lambda: tmp_path)
     lists = {"alone": ["32_timed"], "first": ["33_long", "31_long"]}
-    results.write_text(tmp_path / "params.json", json.dumps({"smoke": {}} | lists))
+    paths.write_text(tmp_path / "params.json", json.dumps({"smoke": {}} | lists))
     sources = {"30_short": "1", "31_long": "#| writes: results/best", "31_reads": "#| reads: results/best",
                "32_timed": "#| writes: results/speed", "33_long": "1",
                "40_reads": "#| reads: results/speed\n#| writes: results/paper", "41_late": "#| reads: results/paper"}
@@ -624,11 +624,11 @@ def test_work_side_by_side_keeps_its_order_and_an_error_closes_the_scheduler():
 @pytest.fixture
 def copy(tmp_path, write_notebook):
     """A checkout with three notebooks; the second says when the first is done, and the last two wait for a `go`."""
-    shutil.copytree(results.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
-    results.write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {}}')
-    shutil.copy(results.data_dir() / "training.json", tmp_path / "data")
+    shutil.copytree(paths.PACKAGE, tmp_path / "daedalus", ignore=shutil.ignore_patterns("__pycache__"))
+    paths.write_text(tmp_path / "data" / "params.json", '{"smoke": {}, "paper": {}}')
+    shutil.copy(paths.data_dir() / "training.json", tmp_path / "data")
     # A checker of addresses, which no notebook has, that jsonschema takes where it is there: its grammars take 1.4 s to build.
-    results.write_text(tmp_path / "rfc3987_syntax.py", "raise ImportError('it is not there')")
+    paths.write_text(tmp_path / "rfc3987_syntax.py", "raise ImportError('it is not there')")
     wait = ("import pathlib, time\ndef wait(path):\n    while not pathlib.Path(path).exists(): time.sleep(0.05)\n")
     tell = "wait('../build/nbs/smoke/30_a.sha')\npathlib.Path('started').touch()\n"
     for name, code in (("30_a", "1"), ("31_b", f"{wait}{tell}wait('go')"), ("32_c", f"{wait}wait('go')")):
@@ -892,9 +892,9 @@ def test_the_pinned_packages_install_on_every_python_allowed(newer):
     from importlib.metadata import distributions
 
     settings = ConfigParser()
-    settings.read(results.CHECKOUT / "settings.ini")
+    settings.read(paths.CHECKOUT / "settings.ini")
     python = newer or settings["DEFAULT"]["min_python"] + ".0"
-    pins = [line for line in (results.CHECKOUT / "constraints.txt").read_text().splitlines() if line[:1].isalnum()]
+    pins = [line for line in (paths.CHECKOUT / "constraints.txt").read_text().splitlines() if line[:1].isalnum()]
     installed = {canonicalize_name(each.name): each.metadata.get("Requires-Python") for each in distributions()}
     wanted = {name: installed[name] for name in (canonicalize_name(line.split("==")[0]) for line in pins) if name in installed}
     assert len(wanted) > 0.9 * len(pins)

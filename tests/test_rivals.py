@@ -9,7 +9,8 @@ import pytest
 from daedalus.designers import rivals
 from daedalus.designers.base import FixedDesigner, play
 from daedalus.env import suite
-from daedalus.results import data_dir, short_hash
+from daedalus.paths import data_dir
+from daedalus.results import short_hash
 from daedalus.designers.rivals import RIVALS, files_hash, learn, learn_rivals, load_rival, rival, rivals_record
 from daedalus.training.train import AsPublished
 from daedalus.pipeline.verify import committed_record

@@ -9,10 +9,11 @@ import pytest
 
 import daedalus as dd
 from daedalus.pipeline.reproduce import notebooks
-from daedalus.results import PACKAGE, module_files, notebook_code
+from daedalus.paths import PACKAGE
+from daedalus.results import module_files, notebook_code
 
 ROOMS = ("ground", "market", "env", "designers", "training", "studies", "serving", "pipeline", "cli")  # upwards
-GROUND = ("_runtime", "results", "schema", "tables", "jobs", "seeds")
+GROUND = ("_runtime", "paths", "results", "schema", "tables", "jobs", "seeds")
 NUMBERS = {"ground": 0, "market": 1, "env": 1, "designers": 2, "training": 3, "studies": 4, "serving": 5, "pipeline": 6, "cli": 6}
 FIRST_EDITION = """BEHAVIOUR BEST_FIXED Behaviour Brief DEFAULT_MECHANISM DESIGNERS DaedalusEnv FixedDesigner INFORMED_GREEDY
 LanguageDesigner MarketState Mechanism MechanismError Objective Observation Outcome Outcomes Population PopulationError

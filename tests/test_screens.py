@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daedalus.studies import screens
-from daedalus.results import data_folders
+from daedalus.paths import data_folders
 from daedalus.studies.screens import (
     SCREENS, SUSPICIOUS, auc, auc_interval, difference, kurtosis, margins, missing_bids, read_tenders,
     relative_distance, screen_tenders, skewness, spread, suppression, tsuchiura, uniform_distance,

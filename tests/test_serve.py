@@ -34,7 +34,7 @@ from daedalus.serving.connections import settings
 from daedalus.designers.base import Designer, informed_greedy
 from daedalus.market.engine import SIGNALS, simulate
 from daedalus.serving.openenv import DaedalusAction, DaedalusEnvClient, ResetOptions
-from daedalus.results import CHECKOUT
+from daedalus.paths import CHECKOUT
 from daedalus.schema import INFORMED_GREEDY, Mechanism
 from daedalus.serving.serve import create_app
 from daedalus.serving.sessions import LIMITS, MOST_ENTRIES, Limits, Sessions

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from daedalus.results import CHECKOUT, data_folders
+from daedalus.paths import CHECKOUT, data_folders
 from daedalus.studies.screens import SUSPICIOUS, TSUCHIURA, auc_interval, tender_table, tsuchiura
 from daedalus.studies.stats import (
     ON_DISTRIBUTION, ON_SUITE, QUESTIONS, _strata, against, cluster_counts, counts, crossed_interval, ends, exact_share, holm,

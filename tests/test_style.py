@@ -15,7 +15,8 @@ from daedalus.studies import style
 from daedalus.market.bidders import KINDS
 from daedalus.designers.base import FixedDesigner
 from daedalus.studies.evaluate import adaptation, adaptation_plot, yardsticks
-from daedalus.results import CHECKOUT, notebook_code, save_figure
+from daedalus.paths import CHECKOUT
+from daedalus.results import notebook_code, save_figure
 from daedalus.schema import DEFAULT_MECHANISM
 
 CODE = {path.stem: notebook_code(path) for path in reproduce.notebooks()}

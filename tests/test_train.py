@@ -19,7 +19,7 @@ from daedalus.market.bidders import Population
 from daedalus.env import SUITES
 from daedalus.training.grpo import GrpoSettings
 from daedalus.designers.language import LanguageDesigner
-from daedalus.results import data_dir
+from daedalus.paths import data_dir
 from daedalus.schema import Mechanism
 from daedalus.training.train import (
     SHIPPED, AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train,

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from daedalus.pipeline import reproduce, verify
 from daedalus.cli import app
-from daedalus.results import CHECKOUT, write_text
+from daedalus.paths import CHECKOUT, write_text
 from daedalus.studies.screens import DataUnavailable
 from daedalus.training.train import SHIPPED
 from daedalus.pipeline.verify import Claim, claims, committed_record, holds, leaves, lookup, verdict
@@ -200,7 +200,8 @@ def notebook(path, *sources):
 
 
 SAYS = "#| writes: results/table figures/plot? figures/clock?\n"
-WORK = """from daedalus.results import figures_dir, write_result, write_text
+WORK = """from daedalus.paths import figures_dir, write_text
+from daedalus.results import write_result
 write_result("table", {"mean": n / 4, "rows": [1, n], "time": 0.1}, {"seed": seed, "n": n})
 write_text(figures_dir() / "plot.svg", f"<svg>{n}</svg>")
 write_text(figures_dir() / "clock.svg", f"<svg>{n}</svg>")"""

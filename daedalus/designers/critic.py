@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..results import install_hint
+from ..paths import install_hint
 
 # %% ../../nbs/21_critic.ipynb #less-mean
 def _less_mean(

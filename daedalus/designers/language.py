@@ -24,7 +24,7 @@ import numpy as np
 from .base import BatchDesigner
 from .models import load_model
 from ..market.engine import SIGNALS
-from ..results import data_dir, install_hint
+from ..paths import data_dir, install_hint
 from daedalus.schema import (
     DEFAULT_MECHANISM, LEVERS, SYSTEM_PROMPT, Mechanism, MechanismError, Observation, RecentOutcome,
     whole_number)

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..results import install_hint
+from ..paths import install_hint
 
 if TYPE_CHECKING:
     import torch

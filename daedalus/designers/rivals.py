@@ -20,7 +20,8 @@ from .critic import Critic
 from .base import PUBLISHED_READINGS, READINGS, ContextualDesigner, FixedDesigner, Kernel, KernelRidge
 from ..env import draw_training_population
 from ..jobs import Job, made_by, run_jobs
-from ..results import data_dir, short_hash, write_text
+from ..paths import data_dir, write_text
+from ..results import short_hash
 from ..schema import Mechanism
 from .search import bandit, optimise_fixed, try_library
 from .states import draw_population

@@ -24,7 +24,8 @@ from .base import READINGS, ContextualDesigner, Kernel, KernelRidge, explore, ho
 from ..env import SUITES, draw_training_population, observe, open_episodes, play_step, suite
 from ..jobs import Done, Job, made_by, run_jobs
 from ..market.engine import ROUNDS, SCORES, WARM_UP, scored_by, simulate, simulate_components
-from ..results import data_dir, install_hint, read_result, short_hash
+from ..paths import data_dir, install_hint
+from ..results import read_result, short_hash
 from ..seeds import block_keys, block_of
 from ..schema import (
     DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, Objective, whole_number)

@@ -19,7 +19,7 @@ from ..market.bidders import BEHAVIOUR, Population
 from ..env import suite
 from ..designers.iterate import ITERATIONS, LOOK_AHEAD
 from ..market.engine import LOTS, ROUNDS, SCORED, WARM_UP
-from ..results import CHECKOUT, data_dir, declared, figures_dir, note_use, write_text
+from ..paths import CHECKOUT, data_dir, declared, figures_dir, note_use, write_text
 from ..schema import FIELDS
 from ..designers.search import LIBRARY
 from ..training.train import SHIPPED, profile

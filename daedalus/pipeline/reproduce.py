@@ -28,24 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from .._runtime import wide_registers
-from daedalus.results import (
-    CHECKOUT,
-    build_dir,
-    check_writable,
-    committed_dir,
-    covers,
-    data_dir,
-    data_folders,
-    declared,
-    library_hash,
-    modules_used,
-    not_as_declared,
-    notebook_code,
-    short_hash,
-    versions,
-    workshop,
-    write_text,
-)
+from ..paths import (
+    CHECKOUT, build_dir, check_writable, committed_dir, covers, data_dir, data_folders, declared,
+    not_as_declared, workshop, write_text)
+from ..results import library_hash, modules_used, notebook_code, short_hash, versions
 
 # %% ../../nbs/60_reproduce.ipynb #notebooks
 NOTEBOOKS = CHECKOUT / "nbs"  # folder of the notebooks

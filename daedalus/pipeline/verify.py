@@ -40,7 +40,7 @@ from daedalus.pipeline.reproduce import (
     steady,
     writers,
 )
-from ..results import check_writable, data_dir, is_checkout, write_text
+from ..paths import check_writable, data_dir, is_checkout, write_text
 from ..studies.screens import DataUnavailable
 from ..training.train import SHIPPED
 

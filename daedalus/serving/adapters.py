@@ -22,7 +22,7 @@ from ..env import DaedalusEnv, EpisodeError, gym_env
 from ..designers.language import small_tokenizer
 from ..market.engine import VALUES
 from ..market.noise import fill_uniforms
-from ..results import install_hint
+from ..paths import install_hint
 from ..schema import (
     DEFAULT_MECHANISM, FIELDS, LEVERS, Mechanism, MechanismError, MechanismFields, Observation, Positive, Record, Share,
     known_auction_types,

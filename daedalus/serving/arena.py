@@ -28,7 +28,7 @@ from ..market.bidders import (
 from ..designers.base import FixedDesigner, Player, ask
 from ..env import SUITES, Episodes, open_episodes, outcome_of, play_step, suite
 from ..market.engine import LOTS, WARM_UP, Session, new_market
-from ..results import data_dir, repository
+from ..paths import data_dir, repository
 from ..schema import (
     DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, FormatLever, Mechanism, MechanismError, Objective, Outcome,
     SwitchLever, known_auction_types)

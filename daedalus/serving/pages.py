@@ -18,7 +18,7 @@ from starlette.staticfiles import NotModifiedResponse, StaticFiles
 
 from .access import refusals
 from .arena import filled
-from ..results import CHECKOUT, NAME, data_dir, figures_shown, is_checkout
+from ..paths import CHECKOUT, NAME, data_dir, figures_shown, is_checkout
 from .sessions import ServiceError
 
 # %% ../../nbs/54_pages.ipynb #unless-known

@@ -22,7 +22,8 @@ from ..designers.base import DESIGNERS, FixedDesigner, as_designer, ask, play
 from ..env import DaedalusEnv, observe, suite
 from ..designers.language import ChatDesigner, Reply
 from ..market.engine import SCORES, briefs_of, wanted_by
-from ..results import check_output, data_dir, versions, write_text
+from ..paths import check_output, data_dir, write_text
+from ..results import versions
 from .._runtime import use_threads
 from ..schema import LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, Objective, seed_number, whole_number
 from ..designers.search import best_fixed, oracle, suite_bank

@@ -29,7 +29,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..results import as_kept, committed_dir, read_result, save_figure
+from ..paths import committed_dir
+from ..results import as_kept, read_result, save_figure
 from ..schema import AUCTION_TYPES, FIELDS
 from . import evaluate
 from .published import forest

@@ -24,7 +24,7 @@ from ..env import SUITES, apportion, draw_training_population, observe, open_epi
 from .exploit import DEVIATIONS, applicable
 from ..market.engine import Accounts, Agents, MarketState, read_market, simulate
 from ..market.noise import fill_uniforms
-from ..results import install_hint
+from ..paths import install_hint
 from .._runtime import compiled
 from ..schema import FIELDS, Mechanism, known_auction_types
 from ..designers.search import Draw

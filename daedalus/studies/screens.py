@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..results import data_folders, install_hint
+from ..paths import data_folders, install_hint
 from .stats import ends
 
 if TYPE_CHECKING:

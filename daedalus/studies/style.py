@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..results import data_dir
+from ..paths import data_dir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 
 from ..designers.models import check_model_folder, load_model
 from .policy import PolicySettings, count_parameters
-from ..results import write_text
+from ..paths import write_text
 from ..schema import DEFAULT_MECHANISM, SYSTEM_PROMPT, Record
 
 if TYPE_CHECKING:

@@ -36,7 +36,8 @@ from ..jobs import code_hash
 from ..designers.language import LanguageDesigner
 from ..designers.models import find_model, load_model
 from .policy import PolicySettings, load_policy, with_adapters
-from ..results import data_dir, library_hash, provenance, short_hash, write_text
+from ..paths import data_dir, write_text
+from ..results import library_hash, provenance, short_hash
 from .rft import RftSettings, Teacher, rejection_rows
 from ..schema import Mechanism, Natural, Observation, Positive, Record, amount
 from ..designers.search import Draw, try_library

@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..designers.language import LanguageDesigner
-from ..results import data_dir, provenance, short_hash, write_text
+from ..paths import data_dir, write_text
+from ..results import provenance, short_hash
 from ..schema import Natural, Positive, Record
 from .train import (
     AskedOnce, AsPublished, Profile, borrow_phases, held_out_rewards, one_thread, restore_policy, run_phases, training_code)
