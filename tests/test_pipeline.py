@@ -72,7 +72,7 @@ def test_a_result_says_where_it_comes_from(own_results, write_notebook, monkeypa
     source = record["provenance"]
     assert source["notebook"] == "30_example"
     assert source["parameters"] == {"seed": 7, "episodes": 30}
-    assert source["library_hash"] == results.library_hash(["_runtime", "results"]) != results.library_hash()
+    assert source["library_hash"] == results.library_hash(["_runtime", "paths", "results"]) != results.library_hash()
     assert set(source["versions"]) == {"python", "numpy", "scipy", "numba"}
 
 
