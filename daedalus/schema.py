@@ -163,6 +163,8 @@ def _allowed(
         return 'one of ' + ', '.join(known_auction_types() if tuple(spec['enum']) == AUCTION_TYPES else spec['enum'])
     if spec.get('type') == 'boolean':
         return 'true or false'
+    if 'pattern' in spec:
+        return spec.get('description')   # a text with a form says it in words
     noun = {'number': 'a number', 'integer': 'a whole number'}.get(spec.get('type', ''))
     if noun and 'maximum' in spec:
         low, high = (f'{end:.16g}' if isinstance(end, float) else end for end in (spec['minimum'], spec['maximum']))

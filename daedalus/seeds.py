@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCK', 'BLOCKS', 'EPISODES', 'GENERATORS', 'VALUES', 'ENTRY', 'CHOICE', 'MEETING', 'REMORSE', 'RESALE',
            'COLLUSION_AUDIT', 'SHILL_AUDIT', 'LEARNING', 'ROTATION', 'COVER', 'OWN_DRAWS', 'OPEN_SEED', 'FAMILIES_SEED',
-           'Range', 'block_of', 'block_keys', 'episode_of', 'generator_of', 'part_seed']
+           'BRIEFS_SEED', 'SEALED_SEED', 'Range', 'block_of', 'block_keys', 'episode_of', 'generator_of', 'part_seed']
 
 # %% ../nbs/05_seeds.ipynb #imports
 from typing import NamedTuple
@@ -60,6 +60,7 @@ BLOCKS = {
     "worst cases, chosen": Range(900_001, 1, "44_redteam"),
     "best of a library": Range(900_002, 1, "44_redteam, 82_red_team, 83_ablations"),
     "banks": Range(950_001, 1, "22_search"),
+    "suites": Range(960_001, 3, "87_suites"),
     "theory": Range(970_001, 1000, "70_theory"),
 }
 
@@ -117,7 +118,7 @@ GENERATORS = {
     "random replies": (3, "31_sft"), "prompts": (3, "33_grpo"),
     "earlier replies": (5, "35_train"), "validation": (9, "31_sft, 35_train"),
     "screens": (24, "74_screens"), "red team": (32, "82_red_team"), "ablations": (33, "83_ablations"),
-    "flaws": (34, "84_flaws"), "theory": (70, "70_theory"),
+    "flaws": (34, "84_flaws"), "theory": (70, "70_theory"), "suites": (40, "87_suites"), "trees": (41, "87_suites"),
 }
 
 
@@ -136,6 +137,8 @@ VALUES, ENTRY, CHOICE, MEETING, REMORSE, RESALE, COLLUSION_AUDIT, SHILL_AUDIT, L
 OWN_DRAWS = 16  # of registered bidders
 OPEN_SEED = 20261123  # of the draw of the `open` suite
 FAMILIES_SEED = 20261130  # of that of `families`
+BRIEFS_SEED = 20261201  # of that of `briefs`
+SEALED_SEED = 20261202  # of that of `sealed`
 
 
 def part_seed(

@@ -44,7 +44,7 @@ def test_a_suite_is_a_list_of_ones_own():
 
 @pytest.mark.parametrize("name", ["closed", "Open", "", None])
 def test_an_unknown_suite_is_refused_with_the_names_allowed(name):
-    with pytest.raises(ValueError, match="suite must be one of stages, open, families, not"):
+    with pytest.raises(ValueError, match="suite must be one of stages, open, families, briefs, sealed, not"):
         suite(name)
 
 

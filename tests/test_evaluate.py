@@ -213,7 +213,7 @@ def test_inference_reports_partial_replies_and_refuses_them_on_demand(tmp_path, 
 
 @pytest.mark.parametrize("options, says", [
     (["--n-episodes", "0"], "--n-episodes must be 1 or more, not 0"),
-    (["--suite", "nowhere"], "suite must be one of stages, open, families, not 'nowhere'"),
+    (["--suite", "nowhere"], "suite must be one of stages, open, families, briefs, sealed, not 'nowhere'"),
     (["--repo-id", "some/model"], "model 'some/model' is no folder here and cannot be downloaded"),
     (["--repo-id", "no such model"], "model 'no such model' is neither a folder here nor a hub id"),
     (["--output", "missing/folder/r.json"], "cannot be written"),

@@ -64,9 +64,13 @@ def test_fines_by_hand():
 
 
 @pytest.mark.parametrize(("wrong", "says"), [
-    (dict(low=120, high=80), "low must be below high"), (dict(low=1, high=1.001), "low must be below high"),
-    (dict(low=1, high=2, currency="US"), "currency"), (dict(low=1, high=2, currency="usd"), "currency"),
-    (dict(low=-1, high=2), "low"), (dict(low=float("nan"), high=2), "low"), (dict(low=1, high=1e13), "high"),
+    (dict(low=120, high=80), r"low must be below high \(80\), by one unit of USD at least, not 120"),
+    (dict(low=120, high=80, procurement=True), r"low must be below high \(80\), by one unit of USD at least, not 120"),
+    (dict(low=1, high=1.001), "low must be below high"),
+    *[(dict(low=1, high=2, currency=wrong), f"^currency must be three capital letters, as in ISO 4217, not {wrong!r}$")
+      for wrong in ("US", "usd", "", 3)],
+    *[(dict(low=wrong, high=2), f"^low must be a number from 0 to 1000000000000, not {wrong!r}$") for wrong in (-1, float("nan"), "1")],
+    (dict(low=1, high=1e13), "^high must be a number from 0 to 1000000000000, not 10000000000000.0$"),
     (dict(low=1, high=2, procurement=1), "procurement"), (dict(low=1, high=2, floor=1), "floor")])
 def test_a_wrong_trade_gets_one_sentence(wrong, says):
     with pytest.raises(ValueError, match=says) as error:

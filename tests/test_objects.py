@@ -500,7 +500,7 @@ def test_populations_in_whatever_holds_them(people):
     (3, "suite must be a suite's name or a list of populations, not 3"),
     (["stages"], "suite must hold Population objects, not 'stages'"),
     ([PEOPLE, None], "suite must hold Population objects, not None"),
-    ("nowhere", "suite must be one of stages, open, families, not 'nowhere'"),
+    ("nowhere", "suite must be one of stages, open, families, briefs, sealed, not 'nowhere'"),
 ])
 def test_a_wrong_suite_is_refused_in_one_sentence(people, sentence):
     with pytest.raises(ValueError, match=f"^{sentence}"):
@@ -510,7 +510,7 @@ def test_a_wrong_suite_is_refused_in_one_sentence(people, sentence):
 @pytest.mark.parametrize("name", ["nowhere", ["stages"], {}, None, PEOPLE])
 def test_what_is_no_suite_is_no_suite(name):
     for ask in (dd.suite, dd.best_fixed, dd.oracle, dd.yardsticks):
-        with pytest.raises(ValueError, match="^suite must be one of stages, open, families, not "):
+        with pytest.raises(ValueError, match="^suite must be one of stages, open, families, briefs, sealed, not "):
             ask(name)
 
 

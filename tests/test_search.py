@@ -132,7 +132,7 @@ def test_no_fixed_mechanism_is_good_everywhere(name, least):
 
 
 def test_unknown_suite_is_refused():
-    with pytest.raises(ValueError, match="suite must be one of stages, open, families, not 'nowhere'"):
+    with pytest.raises(ValueError, match="suite must be one of stages, open, families, briefs, sealed, not 'nowhere'"):
         best_fixed("nowhere")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..market.bidders import Population
-from ..env import RECENT, Episodes, observe, open_episodes, play_step, suite
+from ..env import RECENT, Episodes, check_unsealed, observe, open_episodes, play_step, suite
 from ..market.engine import SCORES, SIGNALS, Outcomes
 from ..schema import (
     DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, PUBLISHED_OBJECTIVE, AmountLever, Brief, Mechanism, Objective, Observation,
@@ -181,11 +181,12 @@ def play(
 
     Columns: `index` (which episode of the batch), `seed` and `episode` (its key), `population` (in words), `step` (from
     1), the scores as in `Outcome`, and `mechanism`. The rows of an episode do not depend on what it is played beside.
-    In Parquet and CSV files a mechanism is its JSON, which `Mechanism.from_json` reads.
+    In Parquet and CSV files a mechanism is its JSON, which `Mechanism.from_json` reads. ValueError for what is sealed.
     """
     import pandas as pd
 
     designer, episodes = as_designer(designer), open_episodes(populations, seeds, steps, objective=objective, brief=brief)
+    check_unsealed(populations)
     key, batch = episodes.market.key, len(episodes.market.key)
     names = [str(populations)] * batch if isinstance(populations, Population) else list(map(str, populations))
     who = {"index": np.arange(batch), "seed": key[:, 0], "episode": key[:, 1], "population": np.array(names, object)}

@@ -7,7 +7,7 @@ __all__ = ['EPISODE_ROUNDS', 'ELITE', 'NEIGHBOURS', 'BANK_DRAWS', 'BANK_EPISODES
            'FINALISTS', 'LIBRARY', 'HORIZON', 'ENDING', 'WAVE', 'LANDMARKS', 'TRIALS', 'LAST', 'episode_scores',
            'paired_batch', 'score', 'mutate', 'climb', 'choose_each', 'choose', 'Search', 'everyone', 'search_suites',
            'climb_rounds', 'choice_rounds', 'search_record', 'kept_search', 'part_again', 'best_fixed', 'oracle',
-           'Bank', 'fill_bank', 'suite_bank', 'find_library', 'Examples', 'try_library', 'contextual',
+           'best_of_briefs', 'Bank', 'fill_bank', 'suite_bank', 'find_library', 'Examples', 'try_library', 'contextual',
            'ThompsonSampler', 'rest_of_spell', 'bandit', 'optimise_fixed']
 
 # %% ../../nbs/22_search.ipynb #imports
@@ -21,7 +21,7 @@ import numpy as np
 from ..market.bidders import Population
 from .critic import Critic
 from .base import READINGS, ContextualDesigner, Kernel, KernelRidge, explore, holding_rewards, readings
-from ..env import SUITES, draw_training_population, observe, open_episodes, play_step, suite
+from ..env import MORE_SUITES, SUITES, draw_training_population, observe, open_episodes, play_step, suite
 from ..jobs import Done, Job, made_by, run_jobs
 from ..market.engine import ROUNDS, SCORES, WARM_UP, scored_by, simulate, simulate_components
 from ..paths import data_dir, install_hint
@@ -276,26 +276,43 @@ def part_again(
 def _searched(
     name: str, # a suite
 ) -> dict:
-    "What the search found for a suite; ValueError for what is no suite, and for one that was not searched."
+    "The yardsticks of a suite; ValueError for what is no suite, and for one of which none are known."
     suite(name)
+    if name in MORE_SUITES: return read_result("suites")["yardsticks"][name]
     searched = read_result("search")
     if name in searched: return searched[name]
     raise ValueError(f"suite must be one that was searched, {' or '.join(searched)}, not {name!r}: "
                      "climb finds mechanisms for other populations")
 
 
+def _mechanism(kept: dict | str) -> Mechanism:
+    "A mechanism that a result keeps by its fields, or as JSON."
+    return Mechanism.from_json(kept) if isinstance(kept, str) else Mechanism(**kept)
+
+
 def best_fixed(
     name: str = "stages", # a suite
 ) -> Mechanism:
-    "The best single mechanism found for all populations of a suite."
-    return Mechanism(**_searched(name)["best_fixed"])
+    "The best single mechanism known for all populations of a suite; ValueError where each has a brief of its own."
+    known = _searched(name)["best_fixed"]
+    if not isinstance(known, list): return _mechanism(known)
+    raise ValueError(f"suite must be one without briefs, not {name!r}: best_of_briefs knows the best mechanism of each brief")
 
 
 def oracle(
     name: str = "stages", # a suite
 ) -> list[Mechanism]:     # one for each population of the suite
-    "The best mechanism found for each population of a suite by a search that knows it."
-    return [Mechanism(**fields) for fields in _searched(name)["oracle"]]
+    "The best mechanism known for each population of a suite to a search that knows it, and its brief."
+    return [_mechanism(kept) for kept in _searched(name)["oracle"]]
+
+# %% ../../nbs/22_search.ipynb #read-briefs
+def best_of_briefs(
+    name: str = "briefs", # a suite whose populations have briefs
+) -> list[Mechanism]:     # one for each of its pairs
+    "For each pair the mechanism that its brief allows and that is best by its objective over all populations of the suite."
+    known = _searched(name)["best_fixed"]
+    if isinstance(known, list): return [_mechanism(kept) for kept in known]
+    raise ValueError(f"suite must be one with briefs, such as 'briefs', not {name!r}")
 
 # %% ../../nbs/22_search.ipynb #bank
 class Bank(NamedTuple):
@@ -359,7 +376,8 @@ def suite_bank(
     rng = np.random.default_rng([0, block_of("banks")])
     kept = [Mechanism.from_json(text) for elite in kept_search()["elites"] for text in elite]
     drawn = [_drawn(rng) for _ in range(BANK_DRAWS)]
-    return fill_bank([DEFAULT_MECHANISM, INFORMED_GREEDY, *kept, *drawn], suite(name), BANK_EPISODES)
+    people = [case[1] if isinstance(case, tuple) else case for case in suite(name)]
+    return fill_bank([DEFAULT_MECHANISM, INFORMED_GREEDY, *kept, *drawn], people, BANK_EPISODES)
 
 # %% ../../nbs/22_search.ipynb #budget
 LEAST_ROUNDS = 100_000   # smaller budgets leave too little for each part

@@ -874,13 +874,14 @@ class Population(Record):
     @classmethod
     def varied(cls,
         rng: np.random.Generator | int, # a generator, or a seed for one
+        draws: dict[str, Callable[[np.random.Generator, dict], Any]] = VARIED, # of the market's numbers, one by one
     ) -> "Population":
         "One draw of the wide distribution: 3 to 16 bidders, types in Dirichlet(1) proportions, markets as in VARIED."
         rng = generator(rng)
         drawn: dict[str, Any] = {"bidders": int(rng.integers(3, 17))}
         counts = rng.multinomial(drawn["bidders"], rng.dirichlet(np.ones(len(KINDS))))
         drawn |= dict(zip(KINDS, counts.tolist()))
-        for name, draw in VARIED.items(): drawn[name] = draw(rng, drawn)
+        for name, draw in draws.items(): drawn[name] = draw(rng, drawn)
         del drawn["bidders"]
         return cls(**drawn)
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from .bidders import Population, competitive_surplus
 from .engine import LOTS
-from ..schema import MAX_RESERVE, Mechanism, Number, Record, Switch
+from ..schema import MAX_RESERVE, Mechanism, Record, Switch, amount
 
 # %% ../../nbs/19_money.ipynb #trade
 DIGITS = {"BHD": 3, "CLP": 0, "IQD": 3, "ISK": 0, "JOD": 3, "JPY": 0, "KRW": 0, "KWD": 3, "LYD": 3, "OMR": 3, "PYG": 0,
@@ -23,8 +23,8 @@ DIGITS = {"BHD": 3, "CLP": 0, "IQD": 3, "ISK": 0, "JOD": 3, "JPY": 0, "KRW": 0, 
 class Trade(Record):
     """What a unit may be worth, or cost, in money, and whether the market's owner sells or buys."""
 
-    low: Annotated[Number, Field(ge=0, le=1e12, description="lowest value of a unit to a bidder, or lowest cost")]
-    high: Annotated[Number, Field(ge=0, le=1e12, description="highest value, or highest cost")]
+    low: Annotated[float, amount(1e12), Field(description="lowest value of a unit to a bidder, or lowest cost")]
+    high: Annotated[float, amount(1e12), Field(description="highest value, or highest cost")]
     currency: str = Field("USD", pattern="^[A-Z]{3}$", description="three capital letters, as in ISO 4217")
     procurement: Switch = Field(False, description="the owner buys, and the bidders are suppliers")
 

@@ -26,7 +26,7 @@ from ..paths import check_output, data_dir, write_text
 from ..results import versions
 from .._runtime import use_threads
 from ..schema import LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, Objective, seed_number, whole_number
-from ..designers.search import best_fixed, oracle, suite_bank
+from ..designers.search import best_fixed, best_of_briefs, oracle, suite_bank
 from ..designers.specs import designer, model_spec
 from .stats import RESAMPLES, interval
 from .style import OTHER, look
@@ -156,12 +156,14 @@ def yardsticks(
 ) -> dict:                 # name -> designer, or mechanisms for each population
     """What every new designer is compared with: by chance, by hand, and by search.
 
-    For the published reward the last two are those of the kept search, for others the best of the suite's bank.
+    For the published reward, and for `briefs`, the last two are those that searches left, for others the best of the
+    suite's bank.
     """
+    players: dict = {"random": DESIGNERS["random"], "informed-greedy": DESIGNERS["greedy"]}
+    if suite == "briefs": return players | {"best fixed": best_of_briefs(suite), "oracle": oracle(suite)}
     published = wanted_by(brief, objective) == PUBLISHED_OBJECTIVE and brief is None
     fixed, known = (best_fixed(suite), oracle(suite)) if published else suite_bank(suite).best(brief or objective)
-    return {"random": DESIGNERS["random"], "informed-greedy": DESIGNERS["greedy"],
-            "best fixed": FixedDesigner(fixed), "oracle": known}
+    return players | {"best fixed": FixedDesigner(fixed), "oracle": known}
 
 # %% ../../nbs/42_evaluate.ipynb #evaluate
 def evaluate(
@@ -509,10 +511,10 @@ def inference(
     Raises ValueError as `designer` does, and ModuleNotFoundError where the `train` extra is not installed.
     """
     n_episodes, seed = whole_number(n_episodes, "n_episodes"), seed_number(seed)
-    people, output = _populations(suite), check_output(output)
+    (brief, people), output = _cases(suite)[0], check_output(output)
     free = {} if constrained else {"constrained": False}
     player = designer(model_spec(model, repo_id), **free, **({"complete": True} if complete else {}))
-    env = DaedalusEnv(people[0])
+    env = DaedalusEnv(people, brief=brief)
     observation, reply = env.reset(seed), _reply(player, env.episodes)
     result = {"reply": reply.text, "mechanism": reply.mechanism and dict(reply.mechanism)}
     if n_episodes == 1 and not baseline: print(observation.prompt(), reply.fault or reply.text, sep="\n")

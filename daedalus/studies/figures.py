@@ -14,7 +14,7 @@ __all__ = ['FIGURES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'DOT', 'SQUARE', 'LINES'
            'screens_sales', 'levers', 'adaptation', 'training_stages', 'training_signals', 'training_rewards',
            'training_rft', 'red_team_stressors', 'red_team_progress', 'red_team_transfer', 'red_team_found',
            'red_team_tails', 'red_team_training', 'ablations', 'generalisation_bidders', 'generalisation_markets',
-           'generalisation_change']
+           'generalisation_change', 'suites_briefs', 'suites_levers', 'suites_trees']
 
 # %% ../../nbs/48_figures.ipynb #imports
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1111,4 +1111,61 @@ def generalisation_change(value: dict) -> Figure:
     axes.axvline(half + 0.5, color="black", lw=0.8, ls="--")
     axes.text(half + 0.45, axes.get_ylim()[1], "other bidders ", ha="right", va="top", fontsize=8)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #suites-briefs
+@drawn_from("suites")
+def suites_briefs(value: dict) -> Figure:
+    """Best fixed and oracle for each kind of brief, and what the best for the published reward earns there."""
+    rows = _rows(value["by kind"], "kind")
+    figure, axes = plt.subplots(figsize=(7.0, 3.6), constrained_layout=True)
+    up = np.arange(len(rows))
+    axes.hlines(up, rows["best fixed"], rows["oracle"], color="0.7", lw=4, zorder=0)
+    shown = {"best fixed": ("best fixed of the brief", "s", ORANGE), "oracle": ("oracle", "D", BLUE),
+             "ignores": ("best for R, as it is", "x", RED), "mended": ("best for R, mended", "o", GREEN)}
+    for column, (label, mark, colour) in shown.items():
+        axes.plot(rows[column], up, mark, color=colour, label=label, ms=6, mfc="none" if mark == "o" else colour)
+    axes.set_yticks(up, rows.index)
+    axes.invert_yaxis()
+    axes.set(xlabel="mean reward by the brief, 0 to 1", xlim=(-0.02, 1))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    sns.despine(ax=axes)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #suites-levers
+@drawn_from("suites")
+def suites_levers(value: dict) -> Figure:
+    """How often each setting is part of an oracle's mechanism, and how its amounts are spread."""
+    shares, amounts = _rows(value["levers"], "setting"), pd.DataFrame({name: value["amounts"][name] for name in FIELDS
+                                                                       if name in value["amounts"]})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.4), width_ratios=[1.2, 1], constrained_layout=True)
+    for shift, mark, name, colour in zip((-0.2, 0, 0.2), "osD", ("families", "briefs", "sealed"), (ORANGE, GREEN, BLUE)):
+        left.plot(shares[name], np.arange(len(shares)) + shift, mark, color=colour, label=name, ms=4.5)
+    left.set_yticks(range(len(shares)), shares.index)
+    left.invert_yaxis()
+    left.set(xlabel="share of populations whose oracle has it", xlim=(-0.02, 1.02))
+    for at in range(len(shares)): left.axhline(at + 0.5, color="0.9", lw=0.6, zorder=0)
+    sns.boxplot(amounts, orient="h", color=BLUE, width=0.5, fliersize=2, ax=right)
+    right.set(xlabel="share of the amount's range, sealed", xlim=(-0.02, 1.02))
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    sns.despine()
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #suites-trees
+@drawn_from("suites")
+def suites_trees(value: dict) -> Figure:
+    """The share of the gap between best fixed and oracle that decision trees close."""
+    rows = _rows(value["trees"])
+    names = [f"{suite},\ngrown on {on}" for suite, on in zip(rows["suite"], rows["grown on"])]
+    figure, axes = plt.subplots(figsize=(6.0, 3.2), constrained_layout=True)
+    for shift, depth, colour, mark in ((-0.12, 2, ORANGE, "s"), (0.12, 3, BLUE, "o")):
+        part = rows[rows["depth"] == depth]
+        axes.errorbar(part["share"], np.arange(len(part)) + shift, xerr=np.abs(part[["low", "high"]].sub(part["share"], axis=0)).T,
+                      fmt=mark, color=colour, capsize=2, label=f"tree of depth {depth}")
+    axes.set_yticks(range(len(names) // 2), names[::2])
+    axes.invert_yaxis()
+    for x, line in ((0, "-"), (1, ":")): axes.axvline(x, color="0.6", lw=0.8, ls=line)
+    axes.set(xlabel="share of the gap closed (0: best fixed, 1: oracle)", xlim=(max(-2, rows["low"].min()), None))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    sns.despine(ax=axes)
     return figure
