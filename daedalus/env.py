@@ -29,8 +29,8 @@ from daedalus.market.engine import (
 from .results import data_dir
 from .seeds import BRIEFS_SEED, FAMILIES_SEED, OPEN_SEED, SEALED_SEED
 from .schema import (
-    BRIEF_KINDS, DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, MechanismError, Objective, Observation, Outcome,
-    RecentOutcome, generator, seed_number, whole_number)
+    BRIEF_KINDS, DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, MechanismError, Objective,
+    Observation, Outcome, RecentOutcome, generator, seed_number, whole_number)
 
 if TYPE_CHECKING:
     import gymnasium

@@ -1160,8 +1160,9 @@ def suites_trees(value: dict) -> Figure:
     figure, axes = plt.subplots(figsize=(6.0, 3.2), constrained_layout=True)
     for shift, depth, colour, mark in ((-0.12, 2, ORANGE, "s"), (0.12, 3, BLUE, "o")):
         part = rows[rows["depth"] == depth]
-        axes.errorbar(part["share"], np.arange(len(part)) + shift, xerr=np.abs(part[["low", "high"]].sub(part["share"], axis=0)).T,
-                      fmt=mark, color=colour, capsize=2, label=f"tree of depth {depth}")
+        bars = np.abs(part[["low", "high"]].sub(part["share"], axis=0)).T
+        axes.errorbar(part["share"], np.arange(len(part)) + shift, xerr=bars, fmt=mark, color=colour, capsize=2,
+                      label=f"tree of depth {depth}")
     axes.set_yticks(range(len(names) // 2), names[::2])
     axes.invert_yaxis()
     for x, line in ((0, "-"), (1, ":")): axes.axvline(x, color="0.6", lw=0.8, ls=line)
