@@ -26,7 +26,7 @@ from .market.bidders import (
 from daedalus.market.engine import (
     ROUNDS, SCORES, SIGNALS, Agents, MarketState, Outcomes, advance, briefs_of, judged_by, open_market, outcomes_of,
     wanted_by)
-from .results import data_dir
+from .paths import data_dir
 from .seeds import BRIEFS_SEED, FAMILIES_SEED, OPEN_SEED, SEALED_SEED
 from .schema import (
     BRIEF_KINDS, DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, MechanismError, Objective,

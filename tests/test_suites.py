@@ -13,8 +13,9 @@ from daedalus.env import (
     BRIEFED, EXPLOITERS, OPENED_BY, SEALED, DIMENSIONS, Point, apportion, check_unsealed, draw_briefs, draw_families, draw_sealed, sliced_hypercube, spread,
     suite)
 from daedalus.market.bidders import HELD_OUT_RULES, KINDS, LEARNING_RULES, VARIED
+from daedalus.paths import data_dir
 from daedalus.pipeline.reproduce import notebooks
-from daedalus.results import data_dir, module_files, notebook_code, read_result
+from daedalus.results import module_files, notebook_code, read_result
 from daedalus.schema import BRIEF_KINDS, Brief, Mechanism, Objective
 
 BRIEFS, PEOPLE = suite("briefs"), [people for _, people in suite("briefs")]
