@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from daedalus.studies import screens
 from daedalus.paths import data_folders
 from daedalus.studies.screens import (
-    SCREENS, SUSPICIOUS, auc, auc_interval, difference, kurtosis, margins, missing_bids, read_tenders,
-    relative_distance, screen_tenders, skewness, spread, suppression, tsuchiura, uniform_distance,
+    LAGS, SCREENS, SUSPICIOUS, auc, auc_interval, dependence, difference, kurtosis, margin_variation, margins, missing_bids,
+    read_tenders, relative_distance, rotation, screen_tenders, skewness, spread, suppression, tsuchiura, uniform_distance,
     variation)
 from daedalus.studies.stats import counts
 
@@ -232,6 +233,112 @@ def test_suppression_does_not_see_who_is_who_or_which_lot_came_first(seed):
 def test_suppression_refuses_what_is_no_session(bad):
     with pytest.raises(ValueError, match="present must be true or false"):
         suppression(bad)
+
+
+# rotation
+
+@pytest.mark.parametrize("winner, lag", [([0, 0, 1, 1, 2, -1, 0], 2), ([0, 1, 0, 1, 1, 2, 2], 3), ([1, 1, 1, 0, 0, 0], 2)])
+def test_winners_that_come_round_have_mean_0_over_all_orders_of_the_lots(winner, lag):
+    from itertools import permutations
+
+    winner = np.array(winner)
+    sold, found = np.flatnonzero(winner >= 0), []
+    for order in permutations(winner[sold]):
+        other = winner.copy()
+        other[sold] = order
+        found.append(sum(a == b >= 0 for a, b in zip(other, other[lag:])))
+    excess, variance = screens._joins(winner, lag)
+    assert excess == pytest.approx(sum(a == b >= 0 for a, b in zip(winner, winner[lag:])) - np.mean(found))
+    assert variance == pytest.approx(np.var(found))
+
+
+def test_three_that_take_turns_by_hand():
+    # Lags 3 and 6 match all 13 and all 10 pairs of 16 lots; wins 6, 5, 5: two lots have one winner with chance
+    # (30 + 20 + 20) / 240, so that 13 pairs have 3.79 on average
+    turns = np.arange(16) % 3
+    assert screens._joins(turns, 3)[0] == pytest.approx(13 - 13 * 70 / 240)
+    assert screens._joins(turns, 2)[0] == pytest.approx(-14 * 70 / 240)
+    assert rotation(turns) > 4 and rotation(np.tile(turns, (5, 1))) > rotation(turns)
+
+
+def test_rotation_does_not_see_who_is_who_and_is_blind_where_nothing_can_be_said():
+    rng = np.random.default_rng(0)
+    winner = rng.integers(-1, 5, (3, 16))
+    renamed = np.where(winner < 0, -7, np.append(rng.permutation(9)[:5], -7)[winner])
+    assert rotation(renamed) == pytest.approx(rotation(winner)) == pytest.approx(rotation(winner[::-1, ::-1]))
+    for nothing in (np.zeros(16, int), np.full((2, 16), -1), np.array([0, 1]), np.arange(16)):
+        assert not rotation(nothing) > -0.5
+
+
+@pytest.mark.parametrize("even", [0.5, 4.0])
+def test_honest_winners_are_flagged_once_in_twenty(even):
+    rng = np.random.default_rng(1)
+    series = [rng.choice(n, (5, 16), p=rng.dirichlet(np.full(n, even))) for n in (4, 8, 12) for _ in range(300)]
+    assert 0.02 < np.mean([rotation(winner) > 1.645 for winner in series]) < 0.07
+
+
+# dependence
+
+def test_a_pair_that_moves_together_by_hand():
+    # r = 1 over 5 lots: z = sqrt(4); the other pairs of 3 bidders have r = 0, so the largest of 3 is put back
+    steps = np.arange(5.0)
+    other = np.array([1.0, 2.0, 3.0, 2.0, 1.0])
+    bids = np.stack([1 + steps, 2 + 3 * steps, other], 1)
+    expected = stats.norm.isf(1 - stats.norm.cdf(2) ** 3)
+    assert dependence(bids) == pytest.approx(expected)
+    assert dependence(bids[:, :2]) == pytest.approx(2)
+    assert dependence(np.stack([bids[:, :2]] * 3)) == pytest.approx(2 * math.sqrt(3))
+    assert dependence(np.stack([1 + steps, 9 - steps], 1)) == pytest.approx(-2)
+
+
+def test_bidders_that_hardly_meet_or_never_move_say_nothing():
+    bids = np.random.default_rng(0).random((16, 3))
+    for nothing in (np.full((16, 3), np.nan), np.ones((16, 3)), np.where(np.arange(16)[:, None] < 3, bids, np.nan)):
+        assert np.isnan(dependence(nothing))
+    alone = np.where([[True, False, False]] * 16, bids, np.nan)
+    assert np.isnan(dependence(alone))
+
+
+@given(st.integers(0, 2 ** 32 - 1), st.sampled_from([0.25, 4.0, 1024.0]))
+def test_dependence_does_not_see_currency_or_which_lot_came_first(seed, factor):
+    rng = np.random.default_rng(seed)
+    bids = np.where(rng.random((3, 12, 4)) < 0.7, rng.random((3, 12, 4)) + 0.01, np.nan)
+    mixed = factor * bids[rng.permutation(3)][:, rng.permutation(12)][:, :, rng.permutation(4)]
+    np.testing.assert_allclose(dependence(mixed), dependence(bids), atol=1e-7)
+
+
+@pytest.mark.parametrize("reserve", [0.0, 0.6])
+def test_independent_bids_are_flagged_once_in_twenty_and_cover_bids_always(reserve):
+    rng, flags = np.random.default_rng(2), []
+    for _ in range(300):
+        bids = rng.random((5, 16, 6))
+        covering = bids.copy()
+        covering[:, :, :2] = bids[:, :, 2:3] * rng.uniform(0.9, 0.99, (5, 16, 2))
+        flags.append([dependence(np.where(own >= reserve, own, np.nan)) > 1.645 for own in (bids, covering)])
+    honest, ring = np.mean(flags, 0)
+    assert honest < 0.08 and ring > 0.95
+
+
+@pytest.mark.parametrize("screen, bad, message", [
+    (rotation, np.ones(16), "winner must be whole numbers with axes"), (rotation, np.ones((2, 3, 4), int), "winner must be whole"),
+    (dependence, np.ones(16), "bids must have axes"), (dependence, -np.ones((4, 2)), "bids must be positive")])
+def test_series_that_are_none_are_refused(screen, bad, message):
+    with pytest.raises(ValueError, match=message):
+        screen(bad)
+
+
+def test_margin_variation_by_hand():
+    # leads of .1 and .3: mean .2, standard deviation .1 sqrt 2; a lone bid has no lead
+    lots = np.array([[100.0, 110.0, 300.0], [100.0, 130.0, np.nan], [50.0, np.nan, np.nan]])
+    assert margin_variation(lots) == pytest.approx(math.sqrt(0.02) / 0.2)
+    assert margin_variation(np.array([[10.0, 9.0], [100.0, 90.0]]), "highest") == pytest.approx(0)
+    assert np.isnan(margin_variation(lots[1:])) and np.isnan(margin_variation(np.ones((3, 2))))
+
+
+def test_margin_variation_of_uniform_bids():
+    """The lead over the best, 1 less the largest of n - 1 uniform bids, has the coefficient sqrt((n - 1) / (n + 1))."""
+    bids = np.random.default_rng(0).random((20_000, 8))
+    assert margin_variation(bids, "highest") == pytest.approx(math.sqrt(7 / 9), abs=0.02) and len(LAGS) == 7
 
 
 # area under the curve
