@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACKAGE', 'SOURCES', 'ADDED', 'sources_hash', 'own_folder', 'cache_folder', 'ChangedCodeError', 'check_compiled',
            'KeptCode', 'compiled', 'named', 'from_row', 'thread_count', 'use_threads', 'shares', 'in_threads',
-           'function_code', 'Added', 'added_code', 'add_again', 'wide_registers']
+           'function_code', 'Added', 'addition', 'added_code', 'taking_along', 'wide_registers']
 
 # %% ../nbs/00_runtime.ipynb #imports
 import builtins
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from numba import cloudpickle
 from numba.core import serialize
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
@@ -355,13 +356,36 @@ def function_code(*functions: Callable) -> str:  # 16 hexadecimal digits
 class Added(NamedTuple):
     """One thing that a user has added by name."""
 
-    register: Callable  # that adds it: register(name, **given)
+    kind: str  # such as "format"
     name: str
-    given: dict[str, Any]  # functions, as they were given
-    code: str  # hash of these functions
+    register: Callable  # that adds it: register(name, **given)
+    given: dict[str, Any]  # functions and numbers
+    code: str  # hash of what was given
+
+    def __reduce__(self):
+        """Functions of notebooks and of users' files can be sent to another process too."""
+        return _unpacked, (cloudpickle.dumps(tuple(self)),)
 
 
-ADDED: dict[tuple[str, str], Added] = {}  # by kind, such as "format", and name
+ADDED: dict[tuple[str, str], Added] = {}  # by kind and name, in the order of their arrival
+
+
+def _unpacked(
+    content: bytes,
+) -> Added:
+    """What was packed in another process."""
+    return Added(*pickle.loads(content))
+
+
+def addition(
+    kind: str, name: str, register: Callable, **given,  # as in `Added`
+) -> Added | None:
+    """What is to be put into ADDED; None where it is there; ValueError where something else is, under the same name."""
+    known, code = ADDED.get((kind, name)), function_code(*given.values())
+    if known and known.given != given and known.code != code:
+        raise ValueError(f"{kind} {name!r} is registered already, with other functions or numbers: choose another name, "
+                         "or start Python again")
+    return None if known else Added(kind, name, register, given, code)
 
 
 def added_code() -> str:  # "" where nothing is added
@@ -369,13 +393,26 @@ def added_code() -> str:  # "" where nothing is added
     what = [f"{kind} {name} {each.code}" for (kind, name), each in sorted(ADDED.items())]
     return hashlib.sha256("\n".join(what).encode()).hexdigest()[:16] if what else ""
 
-
-def add_again(
-    added: Sequence[Added],  # in another process
-) -> None:
-    """Add here what another process has; what is here already stays."""
+# %% ../nbs/00_runtime.ipynb #taking-along
+def _made_there(
+    make: Callable,
+    what: tuple,  # its arguments
+    added: Sequence[Added],  # what was added where it comes from
+) -> Any:
+    """Make something in another process, after what it may stand on; ValueError where a name is another one's here."""
     for each in added:
-        each.register(each.name, **each.given)
+        known = ADDED.get((each.kind, each.name))
+        if known is None or known.code != each.code:
+            each.register(each.name, **each.given)
+            ADDED[each.kind, each.name] = each
+    return make(*what)
+
+
+def taking_along(
+    make: Callable, what: tuple, *state,  # as `__reduce_ex__` says how a thing is made again
+) -> tuple:  # likewise
+    """How a thing is made again in another process, which then has what was added here."""
+    return (_made_there, (make, what, tuple(ADDED.values())), *state) if ADDED else (make, what, *state)
 
 # %% ../nbs/00_runtime.ipynb #wide-registers
 def wide_registers() -> list[str]:

@@ -28,7 +28,7 @@ import numpy as np
 
 from .paths import PACKAGE, write_text
 from .results import library_hash, modules_used, provenance, short_hash, versions
-from ._runtime import ADDED, Added, add_again, added_code, use_threads
+from ._runtime import added_code, taking_along, use_threads
 from .schema import Record, whole_number
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ class Job(NamedTuple):
     function: Callable   # of a module; returns numbers (none of them NaN or infinite), texts, lists, dictionaries
     arguments: tuple     # numbers, texts, mechanisms, populations, and lists and dictionaries of them
     rounds: int = 0      # simulated rounds that it spends, at most
+
+    def __reduce__(self):
+        "How it is sent to another process."
+        return taking_along(Job, tuple(self))
 
 
 class Done(NamedTuple):
@@ -57,10 +61,8 @@ class JobError(RuntimeError):
 def _call(
     job: Job,
     code: str | None = None, # hash of the code that is expected here; None: not asked
-    added: Sequence[Added] = (), # what was added by name where the job comes from
 ) -> tuple[str, float]:      # the result as JSON, and seconds of processor time
     "Run a job where it is."
-    add_again(added)
     name = f"{job.function.__module__}.{job.function.__qualname__}"
     if code is not None and code_hash(job.function) != code:
         raise ValueError(f"a worker has other code for {name}, or other versions of packages, than this machine: "
@@ -161,7 +163,7 @@ def job_name(
     job: Job,
 ) -> str:   # 16 hexadecimal digits
     "The content hash of a job."
-    added = added_code()   # formats and other code that a user has added by name
+    added = added_code()   # formats and bidders that a user has added by name
     return short_hash(_described(job), code_hash(job.function), *([added] if added else []))
 
 # %% ../nbs/04_jobs.ipynb #keep
@@ -211,10 +213,9 @@ PATIENCE = 3   # times in a row that workers may die before a job is blamed
 def _numbered(
     at: int,
     job: Job,
-    added: Sequence[Added],   # what was added by name where the job comes from
 ) -> tuple[int, str, float]:
     "Run a job and say which it was."
-    return at, *_call(job, added=added)
+    return at, *_call(job)
 
 
 def _in_processes(
@@ -230,7 +231,7 @@ def _in_processes(
     while waiting and died < PATIENCE:
         run = Parallel(workers, batch_size=1, return_as="generator_unordered")
         try:
-            for finished in run([delayed(_numbered)(at, jobs[at], list(ADDED.values())) for at in waiting]):
+            for finished in run([delayed(_numbered)(at, jobs[at]) for at in waiting]):
                 waiting.pop(finished[0])
                 died = 0
                 yield finished
@@ -283,7 +284,7 @@ def _on_cluster(
 
     with _connect(address) as client:
         codes = [None if jobs[at].function.__module__ == "__main__" else code_hash(jobs[at].function) for at in left]
-        futures = client.map(_call, [jobs[at] for at in left], codes, [list(ADDED.values())] * len(left), pure=False)
+        futures = client.map(_call, [jobs[at] for at in left], codes, pure=False)
         numbers = dict(zip(futures, left))
         try:
             for future in as_completed(futures, loop=client.loop):

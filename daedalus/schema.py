@@ -28,6 +28,8 @@ from pydantic import (
     AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, Strict, ValidationError,
     ValidationInfo, WithJsonSchema, WrapValidator, field_validator, model_validator)
 
+from ._runtime import ADDED, taking_along
+
 # %% ../nbs/02_schema.ipynb #domain-constants
 AuctionType = Literal['first_price', 'second_price', 'vcg']
 CoalitionPolicy = Literal['allow', 'restrict', 'penalize_suspected', 'penalize_confirmed']
@@ -37,12 +39,9 @@ MAX_RESERVE = 0.9   # highest reserve price; the highest possible value of a lot
 MAX_PENALTY = 3.0   # heaviest fine, in the unit that the market defines
 
 # %% ../nbs/02_schema.ipynb #known-formats
-_REGISTERED: list[str] = []   # the names that `market.auction.register_format` has added, in the order of their arrival
-
-
 def known_auction_types() -> tuple[str, ...]:
     "Every format that a mechanism may name in this process, in the order of the entries of arrays."
-    return AUCTION_TYPES + tuple(_REGISTERED)
+    return AUCTION_TYPES + tuple(name for kind, name in ADDED if kind == 'format')
 
 
 def _known_format(
@@ -50,7 +49,7 @@ def _known_format(
     check,          # the check that it is one of AUCTION_TYPES
 ) -> object:
     "A registered name as it is; anything else by the check of those that are built in."
-    return value if isinstance(value, str) and value in _REGISTERED else check(value)
+    return value if isinstance(value, str) and ('format', value) in ADDED else check(value)
 
 
 def _not_here(
@@ -241,6 +240,10 @@ class Record(_Checked):
     def key_text(self) -> str:
         "The record as a text by which results are kept: equal texts mean equal bits."
         return type(self).__name__ + self.to_json()
+
+    def __reduce_ex__(self, protocol):
+        "How it is sent to another process: with what was added by name, which it may stand on."
+        return taking_along(*super().__reduce_ex__(protocol))
 
     def _key(self) -> tuple:
         "The fields as values that hash and compare: nothing before anything, a dict by its sorted items."

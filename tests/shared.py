@@ -17,6 +17,24 @@ ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HEARS: dict[str, Any] = {"preexec_fn": lambda: [signal.signal(number, signal.SIG_DFL) for number in ENDS]} if any(
     signal.getsignal(number) is signal.SIG_IGN for number in ENDS) else {}
 UNSLOTH = json.loads((Path(__file__).parent / "unsloth.json").read_text())   # the parameters of its loader, as it has them
+
+@contextmanager
+def additions() -> Iterator[None]:
+    "Formats and bidders that are registered within are gone afterwards."
+    from daedalus._runtime import ADDED
+    from daedalus.market.auction import FORMATS
+    from daedalus.market.bidders import BIDDERS
+
+    tables = ADDED, FORMATS, BIDDERS
+    kept = [dict(table) for table in tables]
+    try:
+        yield
+    finally:
+        for table, before in zip(tables, kept):
+            table.clear()
+            table.update(before)
+
+
 PATIENCE = 120   # seconds after which what was waited for will not come
 
 

@@ -22,8 +22,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from .. import schema
-from .._runtime import ADDED, Added, compiled, function_code
+from .._runtime import ADDED, addition, compiled
 from ..schema import AUCTION_TYPES
 
 # %% ../../nbs/11_auction.ipynb #formats
@@ -369,16 +368,13 @@ def register_format(
     """
     allocate, pay = getattr(allocate, "py_func", allocate), getattr(pay, "py_func", pay)
     _check_new(name, allocate, pay)
-    code = function_code(allocate, pay)
-    if name in FORMATS:
-        if ADDED["format", name].code == code: return FORMATS[name]
-        raise ValueError(f"format {name!r} is registered with other functions: choose another name, or restart the program")
+    added = addition("format", name, register_format, allocate=allocate, pay=pay)
+    if added is None: return FORMATS[name]
     trials = _try_format(name, allocate, pay)
     losers_pay = any(((won == 0) & (paid > 0)).any() for won, paid in trials)
     address, machine = _open_door(name, allocate, pay, trials)
     FORMATS[name] = Format(name, len(FORMATS), allocate, pay, losers_pay, False, address, machine)
-    ADDED["format", name] = Added(register_format, name, {"allocate": allocate, "pay": pay}, code)
-    schema._REGISTERED.append(name)
+    ADDED["format", name] = added
     return FORMATS[name]
 
 # %% ../../nbs/11_auction.ipynb #refuse-fault

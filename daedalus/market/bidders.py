@@ -17,18 +17,17 @@ __all__ = ['KINDS', 'TRUTHFUL', 'SHADER', 'DROPOUT', 'COLLUDER', 'EXPLOITER', 'A
            'level_payoffs', 'level_arm', 'draw_by_rule', 'learn_by_rule', 'entry_probability', 'monitoring',
            'detection', 'ring_resolve', 'whose_turn', 'cover_share', 'flip_payoff', 'shill_detection', 'shill_range',
            'shill_payoff', 'credit_tricks', 'Bidder', 'bidder_number', 'bidder_type', 'BidderError', 'PopulationError',
-           'source_function', 'add_bidder', 'bidder_code', 'within', 'Population', 'opening_memory']
+           'source_function', 'within', 'Population', 'opening_memory']
 
 # %% ../../nbs/12_bidders.ipynb #imports
 import hashlib
 import math
-import pickle
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 import numpy as np
 from pydantic import ConfigDict, Field, ValidationError, model_serializer, model_validator
 from .auction import FIRST_PRICE, SECOND_PRICE, VCG, rival_bid
-from .._runtime import compiled, from_row, function_code, named
+from .._runtime import compiled, from_row, named
 from ..schema import FIELDS, Record, Share, amount, generator, whole, whole_number
 
 # %% ../../nbs/12_bidders.ipynb #kinds
@@ -662,29 +661,6 @@ def source_function(
     "The Python function of a compiled one; any other is itself."
     return getattr(function, "py_func", function)
 
-
-def add_bidder(
-    bidder: Bidder,
-) -> None:
-    "Enter a type in the registry; BidderError where its name, or its number, stands for another function."
-    known = BIDDERS.get(bidder.name, bidder)
-    if known.function is not bidder.function and function_code(known.function) != function_code(bidder.function):
-        raise BidderError(f"bidder {bidder.name!r} is registered already, for another function: choose another name, "
-                              "or start Python again")
-    if known.memory != bidder.memory:
-        raise BidderError(f"bidder {bidder.name!r} is registered already, with memory {known.memory}, not {bidder.memory}")
-    for name in BIDDERS:
-        if name != bidder.name and bidder_number(name) == bidder_number(bidder.name):
-            raise BidderError(f"bidder {bidder.name!r} would have the number of {name!r}: choose another name")
-    BIDDERS.setdefault(bidder.name, bidder)
-
-
-def bidder_code(
-    name: str, # of a registered type
-) -> str:      # 16 hexadecimal digits, and the size of its memory
-    "What a registered type does, as a text: equal for equal code."
-    return f"{function_code(BIDDERS[name].function)} {BIDDERS[name].memory}"
-
 # %% ../../nbs/12_bidders.ipynb #traits
 TRAITS = ("bidders", "n_items", "value_low", "value_high", "second_unit", "return_rate", "learning", "practice",
           "value_shape", "interdependence", "strong", "strength", "rotation", "cover")
@@ -723,15 +699,6 @@ Shape = Annotated[float, amount(10, 0.1)]
 Strength = Annotated[float, amount(10, 1)]
 Practice = Annotated[int, whole(0, MAX_PRACTICE)]
 Cover = Annotated[float, amount(0.5)]
-
-def _revive(
-    fields: dict,  # of a population
-    sent: dict[str, tuple[bytes, int]], # its registered types by name: the function, pickled, and the size of its memory
-) -> "Population":
-    "A population that comes from another process, with the types that it brings along."
-    for name, (function, memory) in sent.items(): add_bidder(Bidder(name, pickle.loads(function), memory))
-    return Population(**fields)
-
 
 class Population(Record):
     "Who bids, and for what: counts of bidders by type and the market's few parameters; immutable, hashable, always valid."
@@ -827,19 +794,6 @@ class Population(Record):
         "The type of each bidder, int64 [bidders]: an index into KINDS, or the number of a registered type, which come last."
         others = [bidder_number(name) for name in self.registered]
         return np.repeat([*range(len(KINDS)), *others], [*self.counts, *self.registered.values()])
-
-    def key_text(self) -> str:
-        "What `Record.key_text` is, with the code of the registered types."
-        codes = {name: bidder_code(name) for name in self.registered}
-        return super().key_text() + (str(codes) if codes else "")
-
-    def __reduce_ex__(self, protocol):
-        "What is sent to another process takes the functions of its registered types along."
-        from numba import cloudpickle
-
-        if not self.registered: return super().__reduce_ex__(protocol)
-        sent = {name: (cloudpickle.dumps(BIDDERS[name].function), BIDDERS[name].memory) for name in self.registered}
-        return _revive, (dict(self), sent)
 
     def traits(self) -> np.ndarray:
         "What compiled code reads of the market, float64 [traits], in the order of TRAIT."

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from .._runtime import use_threads
+from .._runtime import ADDED, addition, use_threads
 from .bidders import (
-    BIDDERS, KINDS, Bidder, BidderError, Population, add_bidder, bidder_number, source_function)
+    BIDDERS, KINDS, Bidder, BidderError, Population, bidder_number, source_function)
 from .engine import SEEN, LOTS, MarketState, advance, call_bidder, look, new_market
 from ..schema import DEFAULT_MECHANISM, Mechanism, whole_number
 
@@ -37,6 +37,9 @@ def _check_name(
     if name in KINDS: raise BidderError(f"name must be a new one, not {name!r}, which is a type of the package")
     if hasattr(Population, name) or name in Population.model_fields:
         raise BidderError(f"name must be a new one, not {name!r}, which a Population has already")
+    for other in BIDDERS:
+        if name != other and bidder_number(name) == bidder_number(other):
+            raise BidderError(f"name must be a new one, not {name!r}, which has the number of {other!r}")
 
 
 def _check_function(
@@ -72,10 +75,13 @@ def register_bidder(
     """
     _check_name(name)
     _check_function(function)
-    try: bidder = Bidder(name, function, whole_number(memory, "memory", 0, MOST_MEMORY))
+    try: added = addition("bidder", name, register_bidder, function=function,
+                          memory=whole_number(memory, "memory", 0, MOST_MEMORY))
     except ValueError as error: raise BidderError(str(error)) from None
+    if added is None: return
+    bidder = Bidder(name, **added.given)
     call_bidder(bidder, look(_seated(bidder), DEFAULT_MECHANISM.to_array(), 0, 0, bidder.memory))
-    add_bidder(bidder)
+    BIDDERS[name], ADDED["bidder", name] = bidder, added
 
 # %% ../../nbs/18_register.ipynb #check-tools
 HIDING = Mechanism(auction_type="first_price", reveal_clearing_price=False, reserve_price=0.0)

@@ -13,6 +13,7 @@ __all__ = ['CODES', 'TURN', 'SHARED', 'Name', 'Token', 'router', 'DEFAULT_RESET'
 import asyncio
 import gzip
 import logging
+import os
 import reprlib
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -45,7 +46,7 @@ from ..schema import (
     FIELDS, INFORMED_GREEDY, PUBLISHED_OBJECTIVE, Mechanism, MechanismError, Number, Objective, Observation, RecentOutcome,
     Record, whole_in_json)
 from .sessions import LIMITS, Batch, DesignerQueue, Limits, Place, Places, ServiceError, Sessions, play_batch
-from ..designers.specs import designer
+from ..designers.specs import designer, load_files
 
 _all_ = ["HEADERS", "UVICORN"]  # also to be had from here
 
@@ -572,5 +573,6 @@ def serve(
 def __getattr__(name: str) -> FastAPI:
     """`app`, made when a server that was told `daedalus.serving.serve:app` asks for it."""
     if name == "app":
+        load_files(filter(None, os.environ.get("DAEDALUS_LOAD", "").split(os.pathsep)))
         return create_app()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
