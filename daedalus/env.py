@@ -420,7 +420,7 @@ class _UnderWay:
 
         Raises EpisodeError before `reset` and after the last step, and ValueError for what is not a mechanism.
         """
-        self._episodes = play_step(self.episodes, [mechanism])
+        self._episodes, _ = play_sessions(self.episodes, [mechanism])
         return self.observe()
 
     def observe(self) -> Observation:
@@ -518,8 +518,8 @@ def _gym_class() -> type:
     class GymEnv(gymnasium.Env):
         """DaedalusEnv behind gymnasium's interface."""
 
-        def __init__(self, population: Population, episode_length: int):
-            self.env = DaedalusEnv(population, episode_length)
+        def __init__(self, *market):
+            self.env = DaedalusEnv(*market)
             self._key: tuple[int, int] | None = None
             self.action_space = spaces.Dict({name: lever.space(spaces) for name, lever in LEVERS.items()})
             self.observation_space = spaces.Box(0, MAX_BIDDERS, (len(FEATURES),), np.float64)
@@ -546,13 +546,15 @@ def _gym_class() -> type:
 def gym_env(
     population: Population,  # who bids
     episode_length: int = 10,  # steps, at least 1
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what rewards are
+    brief: Brief | None = None,  # in place of an objective: what breaks it has reward 0
 ) -> "gymnasium.Env":
     """One episode after another as a gymnasium environment; an episode ends with `terminated`.
 
     The action is a dict by field of `Mechanism`: numbers as they are, choices and switches as their place.
     The observation is float64 [FEATURES]; `info` has the scores of the step.
     """
-    return _gym_class()(population, episode_length)
+    return _gym_class()(population, episode_length, objective, brief)
 
 
 def __getattr__(name: str) -> type:

@@ -18,7 +18,7 @@ from daedalus.market.bidders import Population
 from daedalus.env import FEATURES, DaedalusEnv, EpisodeError, gym_env
 from daedalus.paths import install_hint
 from daedalus.schema import (
-    AUCTION_TYPES, COALITION_POLICIES, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism, MechanismError)
+    AUCTION_TYPES, COALITION_POLICIES, FIELDS, INFORMED_GREEDY, LEVERS, AmountLever, Mechanism, MechanismError, Objective)
 
 POPULATIONS = [Population.stage(0), Population.stage(4), Population(truthful=2, shader=1, n_items=3)]
 LARGE = 10_000  # lots, where a mean is compared with theory
@@ -98,6 +98,13 @@ def test_the_flat_environment_plays_the_episodes_of_gym_env():
             levers = dict(zip(FIELDS, mechanism_of_vector(action).to_array()))
             (seen, *others), (expected, *expected_others) = flat.step(action), gym.step(levers)
             assert seen.tolist() == expected.astype(np.float32).tolist() and others == expected_others
+
+
+def test_the_flat_environment_rewards_what_is_wanted():
+    wanted, action = Objective(fairness=0, revenue=1), np.zeros(len(FIELDS), np.float32)
+    env, flat = DaedalusEnv(Population.stage(1), 2, wanted), flat_env(Population.stage(1), 2, wanted)
+    env.reset(3), flat.reset(seed=3)
+    assert flat.step(action)[1] == env.step(mechanism_of_vector(action)).reward
 
 
 def test_ppo_trains_on_the_flat_environment():

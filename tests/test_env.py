@@ -15,7 +15,7 @@ from daedalus.env import (
     suite)
 from daedalus.market.engine import SCORES, SIGNALS, open_market, simulate
 from daedalus.schema import (
-    DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism, MechanismError, Objective, Observation)
+    DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Brief, Mechanism, MechanismError, Objective, Observation)
 
 STAGES = [Population.stage(stage) for stage in range(5)]
 MIXED = STAGES + suite("open")
@@ -293,6 +293,15 @@ def test_the_gym_environment_plays_the_same_episodes():
             observation = env.step(mechanism_of_action(action))
             assert observed.tolist() == features(observation).tolist() and info == dict(env.outcome)
             assert (reward, terminated, truncated) == (observation.reward, observation.done, False)
+
+
+@pytest.mark.parametrize("wanted", [{"objective": Objective(fairness=0, revenue=1)}, {"brief": Brief(at_most={"reserve_price": 0.2})}])
+def test_the_gym_environment_rewards_what_is_wanted(wanted):
+    high = dict(zip(FIELDS, Mechanism(reserve_price=0.9, auction_type="first_price").to_array()))
+    env, gym = DaedalusEnv(Population.stage(1), 2, **wanted), gym_env(Population.stage(1), 2, **wanted)
+    env.reset(3), gym.reset(seed=3)
+    assert gym.step(high)[1] == env.step(mechanism_of_action(high)).reward
+    assert (env.outcome.reward == 0) == ("brief" in wanted)
 
 
 def test_without_a_seed_two_gym_environments_differ():

@@ -12,7 +12,7 @@ from daedalus.designers.base import DESIGNERS, PUBLISHED_READINGS, READINGS, Fix
 from daedalus.env import SUITES, draw_training_population, observe, open_episodes, suite
 from daedalus.market.engine import simulate
 from daedalus.results import write_result
-from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism
+from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, Mechanism, Objective
 from daedalus.seeds import BLOCK
 from daedalus.designers.search import (
     LEAST_ROUNDS, LIBRARY, Search, ThompsonSampler, bandit, best_fixed, choose, choose_each, climb, contextual, everyone,
@@ -187,6 +187,15 @@ def test_a_rival_beats_chance_and_the_hand_made_mechanism(name, trained):
     for other in ("random", "greedy"):
         gain = reward - earned(DESIGNERS[other])
         assert gain.mean() - 2 * gain.std() / np.sqrt(200) > 0.03
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_learns_what_is_wanted(name, trained):
+    wanted = Objective(welfare=0, fairness=0, participation=0, stability=0, revenue=1)
+    rng, rivals = np.random.default_rng(8), (trained[0][name], RIVALS[name](BUDGET, seed=3, objective=wanted))
+    people, keys = [draw_training_population(rng) for _ in range(100)], [(9, at) for at in range(100)]
+    gain = np.subtract(*(play(rival, people, keys, objective=wanted)["reward"].to_numpy().reshape(100, 10).mean(1) for rival in rivals[::-1]))
+    assert gain.mean() - 2 * gain.std() / 10 > 0.03
 
 
 @pytest.mark.parametrize("name", ["contextual", "bandit"])

@@ -325,9 +325,10 @@ def explore(
     guide: Designer | None = None,  # who walks where chance does not; None: chance alone
     then: "ContextualDesigner | None" = None,  # who plays on after a mechanism's first step; None: it is held
     tried: int | None = None,  # of the library in each state, with `then`, the most promising by its model; None: all
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what rewards are
 ) -> tuple[np.ndarray, np.ndarray]:  # inputs [examples, READINGS] and rewards [examples, library], NaN: not tried
     """Examples to learn from: observations on a walk, and what each mechanism would earn from there."""
-    rng, examples, episodes = generator(rng), [], open_episodes(populations, seeds)
+    rng, examples, episodes = generator(rng), [], open_episodes(populations, seeds, objective=objective)
     for turn in range(steps):
         if turn:
             chance = [library[choice] for choice in rng.integers(len(library), size=len(populations))]

@@ -392,16 +392,19 @@ def find_library(
     rounds: int,        # simulated rounds to spend, at most
     seed: int = 0,
     draw: Draw = draw_training_population,
+    objective: Objective = PUBLISHED_OBJECTIVE, # what rewards are
 ) -> list[Mechanism]:   # LIBRARY of them
     "Mechanisms that between them suit most training populations."
     rng, trials, pool = np.random.default_rng([seed, block_of("library")]), 8, [DEFAULT_MECHANISM, INFORMED_GREEDY]
     teachers = min(TEACHERS, rounds * 3 // 4 // climb_rounds(trials, 2, 2))
     while teachers * climb_rounds(trials + 1, 2, 2) <= rounds * 3 // 4: trials += 1
     for at in range(teachers):
-        pool += climb([draw(rng)], trials, seed, episodes=2, block=block_of("library", 1000 * at))[:FINALISTS]
+        pool += climb([draw(rng)], trials, seed, episodes=2, block=block_of("library", 1000 * at),
+                      objective=objective)[:FINALISTS]
     pool = list(dict.fromkeys(pool))
     count = rounds // 4 // (WARM_UP + len(pool) * HORIZON * ROUNDS)
-    states = open_episodes([draw(rng) for _ in range(count)], block_keys(count, seed, block_of("lessons")))
+    states = open_episodes([draw(rng) for _ in range(count)], block_keys(count, seed, block_of("lessons")),
+                           objective=objective)
     earned = holding_rewards(states, pool, HORIZON)
     picked: list[int] = []
     while len(picked) < min(LIBRARY, len(pool)):
@@ -429,10 +432,11 @@ def try_library(
     rounds: int,        # simulated rounds to spend, at most: LEAST_ROUNDS or more
     seed: int = 0,
     draw: Draw = draw_training_population,
+    objective: Objective = PUBLISHED_OBJECTIVE, # what rewards are
 ) -> Examples:
     "A library, and what its mechanisms earned in states that chance and a first contextual designer caused."
     rounds = whole_number(rounds, "rounds", LEAST_ROUNDS)
-    library = find_library(rounds * 2 // 5, seed, draw)
+    library = find_library(rounds * 2 // 5, seed, draw, objective)
     rng = np.random.default_rng([seed, block_of("lessons")])
     parts: list[tuple[np.ndarray, ...]] = []
     examples: Any = None   # `Examples`, once there are some
@@ -442,7 +446,7 @@ def try_library(
         people = [draw(rng) for _ in range(count)]
         keys = block_keys(count, seed, block_of("lessons", part))
         guide = ContextualDesigner.fit(*examples) if examples else None   # learned from what chance showed
-        parts.append(explore(library, people, keys, rng, horizon=HORIZON, guide=guide))
+        parts.append(explore(library, people, keys, rng, horizon=HORIZON, guide=guide, objective=objective))
         examples = Examples(library, *map(np.concatenate, zip(*parts)))
     return examples
 
@@ -452,9 +456,10 @@ def contextual(
     seed: int = 0,
     names: Sequence[str] = READINGS,   # what it reads: all, or `PUBLISHED_READINGS`
     draw: Draw = draw_training_population,
+    objective: Objective = PUBLISHED_OBJECTIVE, # what rewards are
 ) -> ContextualDesigner:
     "A designer that learned from simulated states which mechanism of a library an observation asks for."
-    examples = try_library(rounds, seed, draw)
+    examples = try_library(rounds, seed, draw, objective)
     return ContextualDesigner(examples.library, examples.critic(names, seed), names)
 
 # %% ../../nbs/22_search.ipynb #thompson
@@ -505,9 +510,9 @@ def rest_of_spell(
     return total / length
 
 
-def _spells(library, choose, people, keys, rng, names) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _spells(library, choose, people, keys, rng, names, objective) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Play one wave of episodes: inputs [10 * n, names], the arms played and what they earned in the rest of the spell."
-    episodes, inputs, rewards, ends = open_episodes(people, keys), [], [], [np.ones(len(people), bool)]
+    episodes, inputs, rewards, ends = open_episodes(people, keys, objective=objective), [], [], [np.ones(len(people), bool)]
     arms: list[np.ndarray] = []
     while not episodes.done:
         inputs.append(np.array([readings(observation, names) for observation in observe(episodes)]))
@@ -526,23 +531,25 @@ def bandit(
     seed: int = 0,
     names: Sequence[str] = READINGS,   # what it reads: all, or `PUBLISHED_READINGS`
     draw: Draw = draw_training_population,
+    objective: Objective = PUBLISHED_OBJECTIVE, # what rewards are
 ) -> ContextualDesigner:
     "A designer that learned online, by Thompson sampling, from the rewards of what it played."
     from threadpoolctl import threadpool_limits
 
     rounds = whole_number(rounds, "rounds", LEAST_ROUNDS)
     with threadpool_limits(1):   # the matrices are small: threads would only wait for each other
-        return _bandit(find_library(rounds * 2 // 5, seed, draw), rounds - rounds * 2 // 5, seed, names, draw)
+        library = find_library(rounds * 2 // 5, seed, draw, objective)
+        return _bandit(library, rounds - rounds * 2 // 5, seed, names, draw, objective)
 
 
-def _bandit(library, rounds, seed, names, draw) -> ContextualDesigner:
+def _bandit(library, rounds, seed, names, draw, objective) -> ContextualDesigner:
     "Thompson sampling over the mechanisms of a library, with so many simulated rounds."
     rng = np.random.default_rng([seed, block_of("spells")])
 
     def wave(number, choose):
         "What the next episodes showed: states, arms, rewards."
         people = [draw(rng) for _ in range(WAVE)]
-        return _spells(library, choose, people, block_keys(WAVE, seed, block_of("spells", number)), rng, names)
+        return _spells(library, choose, people, block_keys(WAVE, seed, block_of("spells", number)), rng, names, objective)
 
     inputs, arms, rewards = wave(0, lambda inputs: rng.integers(len(library), size=len(inputs)))
     kernel, level = Kernel.fit(inputs, LANDMARKS), rewards.mean()
@@ -582,6 +589,7 @@ def optimise_fixed(
     rounds: int,        # simulated rounds to spend, at most: LEAST_ROUNDS or more
     seed: int = 0,
     draw: Draw = draw_training_population,
+    objective: Objective = PUBLISHED_OBJECTIVE, # what rewards are
 ) -> Mechanism:
     "The best single mechanism for the training distribution that Bayesian optimisation finds."
     rounds = whole_number(rounds, "rounds", LEAST_ROUNDS)
@@ -592,11 +600,11 @@ def optimise_fixed(
     for _ in range(TRIALS):
         trial = study.ask()
         mechanism = _suggest(trial)
-        tried[mechanism] = score([mechanism], people, 1, seed, block_of("trials")).mean()
+        tried[mechanism] = score([mechanism], people, 1, seed, block_of("trials"), objective=objective).mean()
         study.tell(trial, tried[mechanism])
     best = sorted(tried, key=tried.__getitem__, reverse=True)[:LAST]
     fresh = [draw(rng) for _ in range(rounds // 5 // (LAST * EPISODE_ROUNDS))]
-    return best[int(score(best, fresh, 1, seed, block_of("trials", 1)).mean((1, 2)).argmax())]
+    return best[int(score(best, fresh, 1, seed, block_of("trials", 1), objective=objective).mean((1, 2)).argmax())]
 
 # %% ../../nbs/22_search.ipynb #best-fixed-constant
 def __getattr__(name):

@@ -24,9 +24,8 @@ from ..market.engine import VALUES
 from ..market.noise import fill_uniforms
 from ..paths import install_hint
 from ..schema import (
-    DEFAULT_MECHANISM, FIELDS, LEVERS, Mechanism, MechanismError, MechanismFields, Observation, Positive, Record, Share,
-    known_auction_types,
-    seed_number, whole)
+    DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, MechanismError, MechanismFields, Objective,
+    Observation, Positive, Record, Share, known_auction_types, seed_number, whole)
 
 if TYPE_CHECKING:
     import gymnasium
@@ -64,8 +63,8 @@ def _flat_class() -> type:
     class FlatEnv(gymnasium.Env):
         """`gym_env` with a vector as its action."""
 
-        def __init__(self, population: Population, episode_length: int):
-            self.env = gym_env(population, episode_length)
+        def __init__(self, *market):
+            self.env = gym_env(*market)
             seen: Any = self.env.observation_space
             self.observation_space = spaces.Box(float(seen.low[0]), float(seen.high[0]), seen.shape, np.float32)
             self.action_space = spaces.Box(-1, 1, (len(FIELDS),), np.float32)
@@ -88,12 +87,14 @@ def _flat_class() -> type:
 def flat_env(
     population: Population,  # who bids
     episode_length: int = 10,  # steps, at least 1
+    objective: Objective = PUBLISHED_OBJECTIVE,  # what rewards are
+    brief: Brief | None = None,  # in place of an objective: what breaks it has reward 0
 ) -> "gymnasium.Env":
     """`gym_env` for learners of continuous control: the action is a vector for `mechanism_of_vector`.
 
     Action and observation are float32, [FIELDS] and [FEATURES].
     """
-    return _flat_class()(population, episode_length)
+    return _flat_class()(population, episode_length, objective, brief)
 
 # %% ../../nbs/57_adapters.ipynb #sale
 class Sale(Record):
