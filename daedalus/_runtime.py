@@ -385,6 +385,10 @@ def addition(
     if known and known.given != given and known.code != code:
         raise ValueError(f"{kind} {name!r} is registered already, with other functions or numbers: choose another name, "
                          "or start Python again")
+    for what in given.values():
+        module = sys.modules.get(getattr(what, "__module__", None) or "")
+        if module and not _ours(what):
+            cloudpickle.register_pickle_by_value(module)   # another process may not find it
     return None if known else Added(kind, name, register, given, code)
 
 

@@ -96,7 +96,7 @@ def test_formats_and_bidders_are_in_one_table_with_one_hash():
 ], ids=["job", "job of records", "population", "mechanism", "brief"])
 def test_whatever_is_sent_takes_along_what_was_added(sent, tmp_path):
     plain = pickle.dumps(dd.Population(truthful=1))
-    dd.register_format("part", allocate=highest_bids, pay=lambda bids, won, n_items, reserve: 0.5 * bids[:, 0] * won)
+    dd.register_format("part", allocate=highest_bids, pay=pay_half)   # of this module, which the other process does not find
     dd.register_bidder("half", lambda view: (0.0, 0.5), memory=2)
     (tmp_path / "sent").write_bytes(pickle.dumps(sent()))
     code = ("import pickle, sys; thing = pickle.load(open(sys.argv[1], 'rb')); from daedalus._runtime import ADDED, added_code\n"

@@ -16,8 +16,6 @@ from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
-from numba import cloudpickle
-
 from .._runtime import ADDED
 from .base import DESIGNERS, FixedDesigner, Player, as_designer, informed_greedy
 from ..env import SUITES, Episodes, suite
@@ -128,7 +126,6 @@ def _load(
     name = f"loaded_{path.stem}"
     loader = SourceFileLoader(name, str(path))
     sys.modules[name] = module = module_from_spec(ModuleSpec(name, loader, origin=str(path)))
-    cloudpickle.register_pickle_by_value(module)
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     loader.exec_module(module)
