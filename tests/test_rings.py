@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from shared import additions
 
-from daedalus import schema
-from daedalus._runtime import ADDED
 from daedalus.env import suite
-from daedalus.market.auction import FORMATS, highest_bids, register_format
+from daedalus.market.auction import highest_bids, register_format
 from daedalus.market.bidders import (
     BY_LOT, COLLUDER, COVER_FROM, IN_TURN, ROTATIONS, TRAIT, VARIED, Population, PopulationError, cover_share, whose_turn)
 from daedalus.market.engine import (
@@ -203,13 +202,9 @@ def pay_as_bid(bids, won, n_items, reserve):
 @pytest.fixture
 def own_format():
     """A registered format; the registry is put back after the test."""
-    kept = dict(FORMATS), dict(ADDED), list(schema._REGISTERED)
-    register_format("as_bid", allocate=highest_bids, pay=pay_as_bid)
-    yield "as_bid"
-    for now, before in zip((FORMATS, ADDED), kept):
-        now.clear()
-        now.update(before)
-    schema._REGISTERED[:] = kept[2]
+    with additions():
+        register_format("as_bid", allocate=highest_bids, pay=pay_as_bid)
+        yield "as_bid"
 
 
 SEEN_ONLY = {"dispersion", "gap", "silence", "pairs", "pairs_variance"}
