@@ -18,7 +18,7 @@ from test_rooms import GRAPH
 matplotlib.use("Agg")
 
 WRITES = {path.stem: {name.removesuffix("?") for name in declared(path)["writes"]} for path in notebooks()}
-MADE_BEFORE = """adaptation exploitability_curve exploitability_reward findings_deviation findings_paths findings_rings
+MADE_BEFORE = """adaptation findings_deviation findings_paths findings_rings
 generalisation_bidders levers red_team_found red_team_progress red_team_stressors screens_margins screens_rings
 screens_sales tables_effects theory_learning theory_reserve theory_unequal training_rewards training_rft
 training_signals training_stages""".split()
