@@ -11,7 +11,7 @@ PLAYS := $(if $(wildcard $(READY)),$(READY),.venv/.plays)
 TREE := $(BIN)/python -c 'from daedalus.pipeline.reproduce import tree_hash; print(tree_hash())'
 SHIPPED := $(BIN)/python -c 'from daedalus.training.train import SHIPPED; print(SHIPPED)'
 
-.PHONY: help quick reproduce figures verify test train rivals search ablations serve export bench clean
+.PHONY: help quick reproduce figures verify test train rivals teacher search ablations serve export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ train: $(READY) ## train the small designer from scratch into data/designer; res
 
 rivals: $(READY) ## learn the rivals without language from scratch into data/rivals, in a quarter of an hour; resumes
 	$(BIN)/daedalus rivals --workers 2 --output data/rivals
+
+teacher: $(READY) ## learn the designer without a menu from scratch into data/teacher, in minutes; resumes
+	$(BIN)/python -c 'from daedalus.designers.levers import learn_levers; learn_levers("data/teacher", "build/teacher")'
 
 search: $(READY) ## search for the best fixed mechanisms and the oracles, into data/search, in minutes; resumes
 	$(BIN)/daedalus search --workers 2 --output data/search/record.json

@@ -60,6 +60,8 @@ BLOCKS = {
     "worst cases, chosen": Range(900_001, 1, "44_redteam"),
     "best of a library": Range(900_002, 1, "44_redteam, 82_red_team, 83_ablations"),
     "banks": Range(950_001, 1, "22_search"),
+    "levers, lessons": Range(1_000_001, 1_000_000, "29_levers"),
+    "levers, judged": Range(2_000_001, 10, "29_levers"),
     "suites": Range(960_001, 3, "87_suites"),
     "theory": Range(970_001, 1000, "70_theory"),
 }
@@ -118,6 +120,8 @@ GENERATORS = {
     "random replies": (3, "31_sft"), "prompts": (3, "33_grpo"),
     "earlier replies": (5, "35_train"), "validation": (9, "31_sft, 35_train"),
     "screens": (24, "74_screens"), "red team": (32, "82_red_team"), "ablations": (33, "83_ablations"),
+    "levers, lessons": (40, "29_levers"), "levers, judged": (41, "29_levers"), "levers, candidates": (42, "29_levers"),
+    "teacher, draws": (43, "89_teacher"), "teacher, library": (44, "89_teacher"),
     "flaws": (34, "84_flaws"), "theory": (70, "70_theory"), "suites": (40, "87_suites"), "trees": (41, "87_suites"),
 }
 

@@ -14,7 +14,7 @@ __all__ = ['FIGURES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'DOT', 'SQUARE', 'LINES'
            'screens_sales', 'levers', 'adaptation', 'training_stages', 'training_signals', 'training_rewards',
            'training_rft', 'red_team_stressors', 'red_team_progress', 'red_team_transfer', 'red_team_found',
            'red_team_tails', 'red_team_training', 'ablations', 'generalisation_bidders', 'generalisation_markets',
-           'generalisation_change', 'suites_briefs', 'suites_levers', 'suites_trees']
+           'generalisation_change', 'suites_briefs', 'suites_levers', 'suites_trees', 'teacher']
 
 # %% ../../nbs/48_figures.ipynb #imports
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1169,4 +1169,24 @@ def suites_trees(value: dict) -> Figure:
     axes.set(xlabel="share of the gap closed (0: best fixed, 1: oracle)", xlim=(max(-2, rows["low"].min()), None))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     sns.despine(ax=axes)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #teacher
+@drawn_from("teacher")
+def teacher(value: dict) -> Figure:
+    """Reward on held-out draws by simulated rounds, and gains over the best fixed mechanism with their intervals."""
+    curve, gains = pd.DataFrame(value["curve"]), pd.DataFrame(value["gains"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.0), constrained_layout=True)
+    for column, style, what in (("default", "o-", "published objective"), ("briefs", "s--", "a brief")):
+        left.plot(curve["million rounds"], curve[column], style, ms=4, label=what)
+    left.set(xlabel="million simulated rounds", ylabel="mean reward, held-out draws")
+    left.legend(frameon=False, fontsize=8)
+    suites = list(value["means"])
+    for at, who in enumerate(("oracle, held", "menu", "without a menu")):
+        part = gains[gains["designer"] == who].set_index("suite").loc[suites]
+        right.errorbar(np.arange(len(part)) + 0.2 * (at - 1), part["gain"], _reach(part[["gain", "low", "high"]]), fmt="oDs"[at],
+                       ms=4, lw=1, label=who)
+    right.axhline(0, color="0.3", lw=0.8)
+    right.set(xticks=range(len(suites)), xticklabels=suites, ylabel="gain over best fixed")
+    right.legend(frameon=False, fontsize=8)
     return figure
