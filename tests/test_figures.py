@@ -45,7 +45,7 @@ def test_a_result_that_does_not_hold_what_is_shown_is_named_in_one_sentence(name
 
 
 def test_figures_are_drawn_by_code_that_plays_nothing():
-    assert GRAPH["studies.figures"] <= {"results", "schema", "studies.evaluate", "studies.published", "studies.style"}
+    assert GRAPH["studies.figures"] <= {"paths", "results", "schema", "studies.evaluate", "studies.published", "studies.style"}
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
