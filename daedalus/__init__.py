@@ -21,6 +21,7 @@ from .market.auction import register_format
 from .market.bidders import BEHAVIOUR, HELD_OUT_RULES, LEARNING_RULES, Behaviour, Population, PopulationError
 from .designers.base import DESIGNERS, FixedDesigner, RandomDesigner, check_designer, play
 from .env import DaedalusEnv, suite
+from .studies.calibration import ensemble
 from .studies.evaluate import evaluate, paired, summary, yardsticks
 from .market.engine import MarketState, Outcomes, simulate
 from .market.register import check_bidder, register_bidder
@@ -41,8 +42,8 @@ __all__ = [
     "BEHAVIOUR", "BEST_FIXED", "Behaviour", "Brief", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv",
     "FixedDesigner", "HELD_OUT_RULES", "INFORMED_GREEDY", "LEARNING_RULES", "LanguageDesigner", "MarketState",
     "Mechanism", "MechanismError", "Objective", "Observation", "Outcome", "Outcomes", "Population",
-    "PopulationError", "RandomDesigner", "best_fixed", "check_bidder", "check_designer", "designer", "evaluate",
-    "oracle", "paired", "play", "register_bidder", "register_format", "simulate", "suite", "summary", "yardsticks",
+    "PopulationError", "RandomDesigner", "best_fixed", "check_bidder", "check_designer", "designer", "ensemble",
+    "evaluate", "oracle", "paired", "play", "register_bidder", "register_format", "simulate", "suite", "summary", "yardsticks",
 ]
 
 

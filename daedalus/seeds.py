@@ -58,7 +58,7 @@ BLOCKS = {
     "practice": Range(800_001, 10_000, "44_redteam"),
     "worst cases": Range(810_001, 90_000, "44_redteam"),
     "worst cases, chosen": Range(900_001, 1, "44_redteam"),
-    "best of a library": Range(900_002, 1, "44_redteam, 82_red_team, 83_ablations"),
+    "best of a library": Range(900_002, 1, "44_redteam, 82_red_team, 83_ablations, 88_calibration"),
     "banks": Range(950_001, 1, "22_search"),
     "levers, lessons": Range(1_000_001, 1_000_000, "29_levers"),
     "levers, judged": Range(2_000_001, 10, "29_levers"),
@@ -123,6 +123,7 @@ GENERATORS = {
     "levers, lessons": (40, "29_levers"), "levers, judged": (41, "29_levers"), "levers, candidates": (42, "29_levers"),
     "teacher, draws": (43, "89_teacher"), "teacher, library": (44, "89_teacher"),
     "flaws": (34, "84_flaws"), "theory": (70, "70_theory"), "suites": (40, "87_suites"), "trees": (41, "87_suites"),
+    "calibration": (48, "49_calibration"), "seeds drawn again": (1, "40_stats"),
 }
 
 

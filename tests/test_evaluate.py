@@ -10,8 +10,8 @@ import pytest
 
 import daedalus as dd
 from daedalus.studies.evaluate import (
-    adaptation, adaptation_plot, boxplot, inference, interquartile_range, lever_map, levers, paired, published,
-    recorded, share_of_gap, summary, training_table, worst_fifth, yardsticks)
+    ENDS, adaptation, adaptation_plot, boxplot, improvement, inference, interquartile_range, lever_map, levers,
+    paired, profiles, published, questions_of, recorded, share_of_gap, summary, training_table, worst_fifth, yardsticks)
 from daedalus.market.engine import simulate
 from daedalus.studies.style import COLOURS
 
@@ -61,7 +61,7 @@ def test_a_share_is_the_ratio_of_mean_differences():
     table = by_hand(low=[0.0, 0.2, 0.4], mine=[0.3, 0.5, 0.4], high=[0.4, 1.0, 1.0], other=[0.4, 1.0, 1.0])
     shares = share_of_gap(table, "low", "high")
     assert shares.loc["mine", "share"] == pytest.approx((0.4 - 0.2) / (0.8 - 0.2))
-    assert shares.loc["other"].tolist() == pytest.approx([1, 1, 1])
+    assert shares.loc["other"].tolist() == pytest.approx([1] * 5)
     # Each episode's own share is 3/4, 3/8 or 0: a resample lies between the extremes, and so do the ends.
     assert 0 <= shares.loc["mine", "low"] < 1 / 3 < shares.loc["mine", "high"] <= 0.75
 
@@ -71,7 +71,7 @@ def test_the_interval_of_a_share_is_paired():
     luck = np.random.default_rng(0).normal(0, 0.3, 50)
     gap = np.random.default_rng(1).uniform(0.1, 0.2, 50)
     shares = share_of_gap(by_hand(low=luck, mine=luck + gap / 2, high=luck + gap), "low", "high")
-    assert shares.loc["mine"].tolist() == pytest.approx([0.5, 0.5, 0.5])
+    assert shares.loc["mine"].tolist() == pytest.approx([0.5] * 5)
 
 
 def test_episodes_that_only_one_played_do_not_count():
@@ -107,6 +107,7 @@ def test_the_table_of_trainings_is_what_one_computes_by_hand():
     reached = row[["R", "over informed-greedy", "over best fixed", "share of gap"]]
     assert reached.tolist() == pytest.approx([0.4, 0.2, 0.1, 0.5])
     assert (row["over best fixed low"], row["over best fixed high"]) == pytest.approx((0.0, 0.2))
+    assert row["over best fixed low (distribution)"] < 0.01 and table.query("suite == 'stages'")["R low (distribution)"].isna().all()
     best = table.query("seed == 1 and stage == 'GRPO'")
     assert best["share of gap low"].tolist() == pytest.approx([1] * 4)
 
@@ -126,6 +127,58 @@ def test_intervals_cover():
         row = summary(table, 300).loc["x"]
         held += row["low"] <= 0.5 <= row["high"]
     assert 86 <= held <= 100
+
+
+def apart(gap):
+    """Twenty populations in ten episodes each; the second designer earns more in half of them, by twice the gap."""
+    rng = np.random.default_rng(11)
+    at = np.arange(200) % 20
+    luck = rng.uniform(0.1, 0.9, 20)[at] + rng.normal(0, 0.02, 200)
+    rows = {"a": luck, "b": luck + 2 * gap * (at % 2) + rng.normal(0, 0.002, 200), "c": luck + 0.2}
+    return pd.concat([pd.DataFrame({"designer": name, "episode": range(200), "at": at, "reward": row})
+                      for name, row in rows.items()], ignore_index=True)
+
+
+def test_each_table_answers_both_questions():
+    """What differs between populations is sure on the suite, and unsure on its distribution."""
+    table = apart(0.01)
+    for made in (summary(table, 400), paired(table, "a", 400), share_of_gap(table, "a", "c", 400), improvement(table, "a", 400)):
+        row = made.loc["b"]
+        (low, high), (least, most) = ([row[end] for end in ends] for ends in ENDS.values())
+        assert least < low < high < most and most - least > 2 * (high - low)
+    row = paired(table, "a", 400).loc["b"]
+    assert row["p"] < 1e-6 < row["p (distribution)"] < 0.05
+
+
+def test_the_stages_were_drawn_from_no_distribution():
+    assert questions_of("stages") == ("suite",) and questions_of("open") == questions_of("families") == ("suite", "distribution")
+    assert questions_of([dd.Population.stage(0), dd.Population.stage(4)]) == ("suite", "distribution")
+    table = apart(0.01)
+    for made in (summary(table, 50, ("suite",)), paired(table, "a", 50, ("suite",)), profiles(table, [0.5], 50, ("suite",))):
+        assert {"low", "high"} < set(made) and not [name for name in made if "distribution" in name]
+
+
+def test_what_earns_more_how_often():
+    table = by_hand(x=[0.3, 0.9, 0.2, 0.5], y=[0.1, 0.4, 0.2, 0.5])
+    table["at"] = table["episode"] // 2
+    row = improvement(table, "y", 50).loc["x"]
+    assert row["chance"] == pytest.approx((3 / 4 + 1 / 2) / 2)   # .3 beats .1, not .4; .9 beats both; then .2 and .5, even
+    with pytest.raises(ValueError, match="reference must be one of x, y, not 'z'"):
+        improvement(table, "z")
+    lines = profiles(table, [0.25, 0.45], 50).set_index(["designer", "R"])["share"]
+    assert lines.tolist() == [0.75, 0.5, 0.5, 0.25]
+
+
+def test_the_command_line_says_what_its_intervals_are_about(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for suite, about in (("stages", "low and high: 95 % on this suite, its populations given"),
+                         ("open", "with (distribution): 95 % on the distribution that its populations were drawn from")):
+        record = inference(6, True, model="greedy", suite=suite)
+        assert about in capsys.readouterr().out and record["intervals"].endswith(about)
+        assert ("low (distribution)" in record["summary"]["random"]) == (suite == "open")
+    inference(1, True, model="greedy")   # nothing can be said of a suite from one episode
+    record = json.loads((tmp_path / "inference_results.json").read_text())
+    assert record["summary"]["random"]["low"] is None and record["summary"]["random"]["mean"] > 0
 
 
 @pytest.mark.parametrize("name", ["random", "informed-greedy"])

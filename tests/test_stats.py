@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from daedalus.env import suite
 from daedalus.paths import CHECKOUT, data_folders
 from daedalus.studies.screens import SUSPICIOUS, TSUCHIURA, auc_interval, tender_table, tsuchiura
 from daedalus.studies.stats import (
@@ -27,10 +28,11 @@ def test_the_intervals_of_the_published_comparison():
     found = committed_record("baselines")
     sizes = found["provenance"]["parameters"]
     table = evaluate({"random": yardsticks()["random"]}, "stages", sizes["checked"], sizes["seed"])
-    for what, statistic in (("mean", np.mean), ("IQR", interquartile_range)):
+    sample, drawn = table["reward"].to_numpy(), resampling(table["at"], ON_SUITE, sizes["resamples"])
+    quarter, three = (weighted_quantile(sample, level, drawn.weights) for level in (0.25, 0.75))
+    for what, point, draws in (("mean", sample.mean(), drawn.means(sample)), ("IQR", interquartile_range(sample), three - quarter)):
         row, = (row for row in found["value"]["rows"] if (row["designer"], row["what"]) == ("random", what))
-        ends_now = interval((table["reward"].to_numpy(),), statistic, sizes["resamples"])
-        assert (row["low"], row["high"]) == ends_now
+        assert (row["ours"], row["low"], row["high"]) == pytest.approx((point, *drawn.ends(draws)), rel=1e-12)
 
 
 def test_the_intervals_of_ablations():
@@ -41,7 +43,8 @@ def test_the_intervals_of_ablations():
     row = found["value"]["gains"][0]
     where = f"{row['suite']}, {row['observation']}"
     gain = rewards_of(records, row["variant"], where) - rewards_of(records, BASE, where)
-    told = crossed_interval(gain, sizes["resamples"], sizes["seed"])
+    at = np.arange(gain.shape[1]) % len(suite(row["suite"]))
+    told = crossed_interval(gain, at, ON_SUITE, sizes["resamples"], sizes["seed"])
     assert tuple(round(number, 5) for number in told) == (row["difference"], row["low"], row["high"])
 
 
@@ -249,16 +252,16 @@ def test_holm_keeps_the_chance_of_one_wrong_verdict():
 
 
 def test_an_interval_over_seeds_and_episodes():
-    constant = np.full((3, 50), 0.25)
-    assert crossed_interval(constant) == pytest.approx((0.25, 0.25, 0.25), abs=1e-12)
-    apart = np.repeat([[0.0], [0.5], [1.0]], 50, axis=1)  # drawn means: 0 and 1 each with chance 1/27, above 2.5 %
-    mean, low, high = crossed_interval(apart, 20_000)
+    constant, where = np.full((3, 50), 0.25), np.arange(50) % 5
+    assert crossed_interval(constant, where) == pytest.approx((0.25, 0.25, 0.25), abs=1e-12)
+    apart = np.repeat([[0.0], [0.5], [1.0]], 50, axis=1)  # two are drawn: 0 twice and 1 twice have a chance of 1/9
+    mean, low, high = crossed_interval(apart, where, resamples=20_000)
     assert (mean, low, high) == (0.5, pytest.approx(0.0, abs=1e-12), pytest.approx(1.0, abs=1e-12))
 
 
 def test_with_one_seed_the_interval_is_that_of_the_episodes():
     gains = np.random.default_rng(1).normal(0.1, 0.2, (1, 400))
-    mean, low, high = crossed_interval(gains, 20_000)
+    mean, low, high = crossed_interval(gains, np.zeros(400), resamples=20_000)
     error = gains.std() / 20
     assert mean == pytest.approx(gains.mean())
     assert low == pytest.approx(mean - 1.96 * error, abs=0.1 * error)
@@ -268,10 +271,17 @@ def test_with_one_seed_the_interval_is_that_of_the_episodes():
 def test_the_crossed_interval_covers_at_least_both_parts():
     rng = np.random.default_rng(2)
     gains = rng.normal(0, 0.05, (6, 1)) + rng.normal(0, 0.2, (1, 100)) + rng.normal(0, 0.1, (6, 100))
-    _, low, high = crossed_interval(gains, 4000)
+    _, low, high = crossed_interval(gains, np.zeros(100), resamples=4000)
     by_seed, by_episode = gains.mean(1).std() / np.sqrt(6), gains.mean(0).std() / np.sqrt(100)
     width = np.hypot(by_seed, by_episode)
     assert 0.9 * 1.96 * width < (high - low) / 2 < 1.5 * 1.96 * width
+
+
+def test_the_crossed_interval_draws_populations_where_that_is_asked():
+    rng, where = np.random.default_rng(6), np.arange(200) % 20
+    gains = rng.normal(0, 0.1, 20)[where] + rng.normal(0, 0.02, (3, 200))
+    widths = [np.subtract(*crossed_interval(gains, where, question)[:0:-1]) for question in QUESTIONS]
+    assert widths[1] > 10 * widths[0] and widths[1] == pytest.approx(2 * 2.09 * 0.1 / 20**0.5, rel=0.35)
 
 
 # Shares and known means

@@ -14,7 +14,7 @@ __all__ = ['FIGURES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'DOT', 'SQUARE', 'LINES'
            'screens_sales', 'levers', 'adaptation', 'training_stages', 'training_signals', 'training_rewards',
            'training_rft', 'red_team_stressors', 'red_team_progress', 'red_team_transfer', 'red_team_found',
            'red_team_tails', 'red_team_training', 'ablations', 'generalisation_bidders', 'generalisation_markets',
-           'generalisation_change', 'suites_briefs', 'suites_levers', 'suites_trees', 'teacher']
+           'generalisation_change', 'calibration_claims', 'suites_briefs', 'suites_levers', 'suites_trees', 'teacher']
 
 # %% ../../nbs/48_figures.ipynb #imports
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1111,6 +1111,26 @@ def generalisation_change(value: dict) -> Figure:
     axes.axvline(half + 0.5, color="black", lw=0.8, ls="--")
     axes.text(half + 0.45, axes.get_ylim()[1], "other bidders ", ha="right", va="top", fontsize=8)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #calibration
+@drawn_from("calibration")
+def calibration_claims(value: dict) -> Figure:
+    """The share of the settings of the constants in which each claim holds."""
+    rows = _rows(value["claims"] + value["formats"])
+    formats = rows["designers"] == "formats"
+    rows["label"] = rows["claim"].where(formats, rows["claim"] + ", " + rows["suite"])
+    places = {label: at for at, label in enumerate(rows["label"].unique())}
+    figure, axes = plt.subplots(figsize=(7.4, 3.8), constrained_layout=True)
+    for how, mark, colour, aside in (("as they ship", "o", BLUE, -0.15), ("chosen again", "s", ORANGE, 0.15),
+                                     ("formats", "D", GREEN, 0)):
+        part = rows[rows["designers"] == how]
+        axes.errorbar(part["share"], part["label"].map(places) + aside, xerr=_reach(part[["share", "low", "high"]]),
+                      fmt=mark, ms=5, color=colour, capsize=2, lw=1, label=how)
+    axes.axvline(0.5, color="0.7", lw=0.8)
+    axes.set_yticks(range(len(places)), list(places))
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(places) - 0.5, -0.5), xlabel="share of the settings in which the claim holds")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 # %% ../../nbs/48_figures.ipynb #suites-briefs

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RESAMPLES', 'TAIL', 'ON_SUITE', 'ON_DISTRIBUTION', 'QUESTIONS', 'interval', 'picks', 'counts', 'cluster_counts',
-           'resampled_means', 'ends', 'Resampling', 'resampling', 'crossed_interval', 'probability_of_improvement',
-           'performance_profile', 'weighted_quantile', 'interquartile_mean', 'holm', 'exact_share', 'against']
+           'resampled_means', 'ends', 'Resampling', 'resampling', 'crossed_means', 'crossed_interval',
+           'probability_of_improvement', 'performance_profile', 'weighted_quantile', 'interquartile_mean', 'holm',
+           'exact_share', 'against']
 
 # %% ../../nbs/40_stats.ipynb #imports
 import math
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..schema import whole_number
+from ..seeds import generator_of
 
 # %% ../../nbs/40_stats.ipynb #interval
 RESAMPLES = 2000  # draws behind an interval
@@ -176,17 +178,27 @@ def resampling(
     return Resampling(question, weights / weights.shape[1], freedom)
 
 # %% ../../nbs/40_stats.ipynb #crossed
+def crossed_means(
+    table: np.ndarray,  # float [seeds, episodes]: differences of pairs
+    drawn: Resampling,  # of the episodes
+    seed: int = 0,
+) -> np.ndarray:  # float [resamples]
+    """The mean of a table in each draw of its columns, with its rows drawn anew too."""
+    seeds, resamples = len(table), len(drawn.weights)
+    rows = generator_of("seeds drawn again", seed).multinomial(max(1, seeds - 1), np.full(seeds, 1 / seeds), resamples)
+    return (rows / rows.sum(1, keepdims=True) @ table * drawn.weights).sum(1)
+
+
 def crossed_interval(
     table: np.ndarray,  # float [seeds, episodes]: differences of pairs
+    populations: Sequence,  # [episodes]: which population each is from
+    question: str = ON_SUITE,  # of QUESTIONS
     resamples: int = RESAMPLES,  # at least 1
     seed: int = 0,
 ) -> tuple[float, float, float]:  # the mean, and the ends of its interval
-    """The mean of a table with a bootstrap interval that draws its rows and its columns anew."""
-    rng, means = np.random.default_rng(seed), []
-    for _ in range(resamples):  # the mean of a drawn table needs only how often each row and column was drawn
-        rows, columns = (np.bincount(rng.integers(n, size=n), minlength=n) / n for n in table.shape)
-        means.append(rows @ table @ columns)
-    low, high = ends(np.array(means))
+    """The mean of a table with an interval that draws its seeds anew, and its columns by a question."""
+    drawn = resampling(populations, question, resamples, seed)
+    low, high = drawn.ends(crossed_means(table, drawn, seed))
     return float(table.mean()), float(low), float(high)
 
 # %% ../../nbs/40_stats.ipynb #better
