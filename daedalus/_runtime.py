@@ -391,7 +391,7 @@ def addition(
             cloudpickle.register_pickle_by_value(module)   # another process may not find it
     return None if known else Added(kind, name, register, given, code)
 
-
+# %% ../nbs/00_runtime.ipynb #added-code
 def added_code() -> str:  # "" where nothing is added
     """A hash of everything that is added here."""
     what = [f"{kind} {name} {each.code}" for (kind, name), each in sorted(ADDED.items())]

@@ -105,11 +105,8 @@ SHARE, SCREEN = 0.7, 40   # of the exported cells of a notebook that are shown i
 EMPTY = {"bool", "callable", "dir", "hasattr", "help", "id", "isinstance", "issubclass", "print", "repr", "str", "type", "vars"}
 SHOWS = {"print", "display", "show", "save_figure", "keep_figure"}
 LONG = {
-    "12_bidders#population": "one declaration and its checks",
-    "15_engine#state": "one declaration: the arrays of a state",
-    "15_engine#learn": "still to be split",
-    "34_export#card-body": "one text, the card of a model, that is read as a whole",
-}
+    "12_bidders#population": "one declaration, its checks and its draws: to be split into classes that build on each other",
+    "34_export#card-body": "one text, the card of a model, that is read as a whole"}
 
 
 def tree_of(text):

@@ -70,7 +70,7 @@ PAIRS = ("pairs", "pairs_variance")   # what a session adds to a step's suppress
 METRICS = SCORES + SIGNALS[2:-1] + HIDDEN + PAIRS + ("best",)   # the columns that a session writes
 COLUMN = named("Columns", METRICS, __name__)(*range(len(METRICS)))   # the place of each, by name
 
-# %% ../../nbs/15_engine.ipynb #state
+# %% ../../nbs/15_engine.ipynb #state-columns
 OUTLOOK, PRICE, TRUST, GAIN = range(4)   # columns of `belief`
 
 SEEN = named("Seen", ("value", "bid", "second_bid", "won", "paid", "net", "price", "bids", "second_bids", "winners"),
@@ -88,7 +88,7 @@ def no_tries(
     "Counts of nothing."
     return np.zeros((len(kind), kind.shape[1] if np.isin(traits[:, TRAIT.learning], COUNTING_RULES).any() else 0, MOVES))
 
-
+# %% ../../nbs/15_engine.ipynb #state
 class MarketState(NamedTuple):
     "Everything a batch of markets remembers from one session to the next; `advance` changes it in place."
     key: np.ndarray         # uint64 [batch, 2]: seed and episode
@@ -114,33 +114,19 @@ class MarketState(NamedTuple):
     def reseed(self,
         seeds, # as in `new_market`
     ) -> "MarketState":
-        "The same markets before another future: a copy whose coming sessions draw their luck from `seeds`."
+        "The same markets before another future: a copy whose coming sessions draw their random numbers from `seeds`."
         return self.copy()._replace(key=_keys(seeds, len(self.key)))
 
     def to_dict(self) -> dict:
         "The state as plain lists, exact to the bit, for JSON or a data set's column; what is NaN is None."
-        saved = {name: array.tolist() for name, array in self._asdict().items() if name not in ("memory", "seen", "tries")}
-        few = next(few for few in SAVED_TRAITS if (self.traits[:, few:] == TRAIT_DEFAULTS[few:]).all())
-        saved["traits"] = self.traits[:, :few].tolist()
-        if self.tries.any(): saved["tries"] = self.tries.tolist()
-        if not self.seen.size: return saved
-        seen = self.seen.astype(object)
-        seen[np.isnan(self.seen)] = None
-        return saved | {"memory": self.memory.tolist(), "seen": seen.tolist(), "registered": list(_registered(self.kind))}
+        return _lists_of(self)
 
     @classmethod
     def from_dict(cls,
         state: dict, # as `to_dict` returns it
     ) -> "MarketState":
         "The inverse of `to_dict`."
-        types, shape = {"key": np.uint64, "kind": np.int64, "round": np.int64}, np.shape(state["kind"])
-        for name in state.get("registered", ()): bidder_type(bidder_number(name))
-        arrays = {name: np.array(values, types.get(name, np.float64)) for name, values in state.items() if name != "registered"}
-        memory = arrays["memory"].reshape(*shape, -1) if arrays.get("memory", np.zeros(0)).size else np.zeros((*shape, 0))
-        traits = np.tile(TRAIT_DEFAULTS, (shape[0], 1))
-        traits[:, :arrays["traits"].shape[-1]] = arrays["traits"]
-        empty = {"tries": no_tries(arrays["kind"], traits), "seen": np.zeros((shape[0], LOTS, 0, len(SEEN)))}
-        return cls(**empty | arrays | {"memory": memory, "traits": traits})
+        return cls(**_arrays_of(state))
 
 # %% ../../nbs/15_engine.ipynb #registered-types
 def _registered(
@@ -242,6 +228,30 @@ def new_market(
     seen = np.full((batch, LOTS, kind.shape[1] if names else 0, len(SEEN)), np.nan)
     return MarketState(_keys(seeds, batch), kind, traits, np.zeros(batch, np.int64), learned[places], belief, memory, seen,
                        no_tries(kind, traits))
+
+# %% ../../nbs/15_engine.ipynb #saved
+def _lists_of(state: MarketState) -> dict:
+    "A state as `MarketState.to_dict` has it."
+    saved = {name: array.tolist() for name, array in state._asdict().items() if name not in ("memory", "seen", "tries")}
+    few = next(few for few in SAVED_TRAITS if (state.traits[:, few:] == TRAIT_DEFAULTS[few:]).all())
+    saved["traits"] = state.traits[:, :few].tolist()
+    if state.tries.any(): saved["tries"] = state.tries.tolist()
+    if not state.seen.size: return saved
+    seen = state.seen.astype(object)
+    seen[np.isnan(state.seen)] = None
+    return saved | {"memory": state.memory.tolist(), "seen": seen.tolist(), "registered": list(_registered(state.kind))}
+
+
+def _arrays_of(state: dict) -> dict[str, np.ndarray]:
+    "The arrays of a state, by name, from its lists."
+    types, shape = {"key": np.uint64, "kind": np.int64, "round": np.int64}, np.shape(state["kind"])
+    for name in state.get("registered", ()): bidder_type(bidder_number(name))
+    arrays = {name: np.array(values, types.get(name, np.float64)) for name, values in state.items() if name != "registered"}
+    memory = arrays["memory"].reshape(*shape, -1) if arrays.get("memory", np.zeros(0)).size else np.zeros((*shape, 0))
+    traits = np.tile(TRAIT_DEFAULTS, (shape[0], 1))
+    traits[:, :arrays["traits"].shape[-1]] = arrays["traits"]
+    empty = {"tries": no_tries(arrays["kind"], traits), "seen": np.zeros((shape[0], LOTS, 0, len(SEEN)))}
+    return empty | arrays | {"memory": memory, "traits": traits}
 
 # %% ../../nbs/15_engine.ipynb #values
 class Values(NamedTuple):
@@ -1150,7 +1160,7 @@ def shill_gain(
     for j in range(market.n): rise -= paid[j]
     return behaviour.kickback * max(0.0, rise) - own
 
-
+# %% ../../nbs/15_engine.ipynb #look-again
 @compiled
 def write_covers(
     registered, market, rules, floor,
@@ -1251,7 +1261,7 @@ def audit(
             chance = shill_detection(rules, behaviour) if floor.arm[i] == SHILL else behaviour.false_alarm
             if floor.present[i] and floor.value[i] < chance: floor.net[i] -= market.stake * rules.shill_penalty
 
-# %% ../../nbs/15_engine.ipynb #learn
+# %% ../../nbs/15_engine.ipynb #imitate
 @compiled
 def imitate(
     market, rules, floor,
@@ -1272,7 +1282,7 @@ def imitate(
         replicate(floor.log_weight[i, :arms], fitness[:arms], IMITATION)
     fitness[:] = 0.0
 
-
+# %% ../../nbs/15_engine.ipynb #learn-otherwise
 @compiled
 def learn_otherwise(
     market, rules, behaviour, floor,
@@ -1289,7 +1299,7 @@ def learn_otherwise(
                                            arm, arms, known, first, behaviour)
         floor.credit[i] = 0.0
 
-
+# %% ../../nbs/15_engine.ipynb #learn
 @compiled
 def learn_arms(
     market, rules, behaviour, floor,
