@@ -582,6 +582,24 @@ def _reply(player, episodes) -> Reply:
     mechanism = ask(player, episodes)[0]
     return Reply(mechanism.to_text(), mechanism, None)
 
+# %% ../../nbs/42_evaluate.ipynb #compare
+ABOUT = {ON_SUITE: "low and high: 95 % on this suite, its populations given",
+         ON_DISTRIBUTION: "with (distribution): 95 % on the distribution that its populations were drawn from"}
+
+
+def _compare(name, player, n_episodes, baseline, seed, suite, objective) -> dict:
+    "The rewards of each designer, their summary, and the paired differences; prints both tables and what is in them."
+    players, questions = yardsticks(suite, objective) if baseline else {}, questions_of(suite)
+    table = evaluate({**players, name: player}, suite, n_episodes, seed, objective=objective)
+    parts = {"summary": summary(table, questions=questions)}
+    if baseline: parts["paired"] = paired(table, "informed-greedy", questions=questions)
+    titles = {"summary": "; ".join(ABOUT[question] for question in questions),
+              "paired": "\npaired differences to informed-greedy"}
+    for what, part in parts.items(): print(titles[what] + "\n" + part.round(3).to_string())
+    rewards = {name: group["reward"].to_list() for name, group in table.groupby("designer", sort=False)}
+    numbers = {what: part.astype(object).where(part.notna(), None).to_dict("index") for what, part in parts.items()}
+    return {"rewards": rewards, "paired": {}, "intervals": titles["summary"], **numbers}
+
 # %% ../../nbs/42_evaluate.ipynb #inference
 def inference(
     n_episodes: int = 1,    # 1: show one mechanism; more: play so many episodes
@@ -616,21 +634,3 @@ def inference(
     write_text(output, json.dumps(record, indent=1) + "\n")
     print(f"invalid replies: {invalid} of {asked}, partial: {partial}; written: {output}")
     return record
-
-# %% ../../nbs/42_evaluate.ipynb #compare
-ABOUT = {ON_SUITE: "low and high: 95 % on this suite, its populations given",
-         ON_DISTRIBUTION: "with (distribution): 95 % on the distribution that its populations were drawn from"}
-
-
-def _compare(name, player, n_episodes, baseline, seed, suite, objective) -> dict:
-    "The rewards of each designer, their summary, and the paired differences; prints both tables and what is in them."
-    players, questions = yardsticks(suite, objective) if baseline else {}, questions_of(suite)
-    table = evaluate({**players, name: player}, suite, n_episodes, seed, objective=objective)
-    parts = {"summary": summary(table, questions=questions)}
-    if baseline: parts["paired"] = paired(table, "informed-greedy", questions=questions)
-    titles = {"summary": "; ".join(ABOUT[question] for question in questions),
-              "paired": "\npaired differences to informed-greedy"}
-    for what, part in parts.items(): print(titles[what] + "\n" + part.round(3).to_string())
-    rewards = {name: group["reward"].to_list() for name, group in table.groupby("designer", sort=False)}
-    numbers = {what: part.astype(object).where(part.notna(), None).to_dict("index") for what, part in parts.items()}
-    return {"rewards": rewards, "paired": {}, "intervals": titles["summary"], **numbers}
