@@ -64,6 +64,7 @@ BLOCKS = {
     "levers, judged": Range(2_000_001, 10, "29_levers"),
     "suites": Range(960_001, 3, "87_suites"),
     "theory": Range(970_001, 1000, "70_theory"),
+    "findings": Range(972_001, 1, "73_findings"),
 }
 
 # %% ../nbs/05_seeds.ipynb #block-of

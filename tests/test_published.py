@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
-from daedalus.results import read_result
-from daedalus.studies.published import MARKS, kept, mean_interval, verdict
+from daedalus.pipeline.reproduce import notebooks
+from daedalus.results import CHECKOUT, read_result
+from daedalus.studies.published import MARKS, agreement, kept, mean_interval, verdict
 
 
 @pytest.mark.parametrize(("ours", "outcome"), [
@@ -64,3 +66,76 @@ def test_the_optimum_of_the_regular_settings_by_quadrature():
     assert ours["U optimum"] == pytest.approx(uniform, abs=0.003)
     assert ours["E optimum"] == pytest.approx(exponential, abs=0.012)
     assert ours["U5 optimum"] == pytest.approx(unlike, abs=0.006)
+
+
+# A tolerance in place of a band
+
+
+@pytest.mark.parametrize(("ours", "outcome"), [
+    ((0.28, 0.26, 0.30), "same"), ((0.28, 0.27, 0.30), "same"), ((0.311, 0.301, 0.323), "near"), ((0.34, 0.33, 0.35), "no"),
+    ((0.20, 0.19, 0.21), "no"), ((0.22, 0.21, 0.23), "near")])
+def test_a_published_number_outside_of_the_interval_is_near_at_best(ours, outcome):
+    assert agreement(0.27, *ours, within=0.06) == outcome
+
+
+@pytest.mark.parametrize("wrong", [(0.5, 0.1, 0.2, 0.3), (0.5, 0.4, 0.6, -0.1), (math.nan, 0.4, 0.6, 0.1)])
+def test_an_estimate_outside_of_its_own_interval_is_refused(wrong):
+    with pytest.raises(ValueError, match="ours must lie in its interval"):
+        agreement(0.27, *wrong)
+
+
+def test_the_front_page_says_how_far_each_baseline_agrees():
+    words = []
+    for row in read_result("baselines")["rows"]:
+        word = agreement(row["published"], row["ours"], row["low"], row["high"], row["within"])
+        line, = (line for line in (CHECKOUT / "README.md").read_text().splitlines()
+                 if line.startswith(f"| {row['designer']}, {row['what']} |"))
+        assert line.endswith(f"| {word} |")
+        words.append(word)
+    assert "no" not in words
+
+
+# What the card says, and what it does not
+
+SAID_OF_THE_CARD = r"published (curriculum|stages)|(is|plays) the published hand-made|hand-made mechanism of the published"
+
+
+def test_nothing_says_of_the_card_what_is_not_in_it():
+    texts = {path.stem: "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]) for path in notebooks()}
+    texts |= {name: (CHECKOUT / name).read_text() for name in ("README.md", "paper/paper.typ", "data/published.json")}
+    for name, text in texts.items():
+        assert not re.search(SAID_OF_THE_CARD, text), name
+    assert "does not print" in texts["paper/paper.typ"] and "does not print" in texts["data/published.json"]
+
+
+# Findings on the engine, and R by other definitions
+
+FINDINGS = read_result("findings")
+
+
+@pytest.mark.parametrize("row", [*FINDINGS["rows"], *FINDINGS["further"]], ids=lambda row: row["key"])
+def test_every_finding_has_its_verdict_from_its_band(row):
+    low = -math.inf if row["low"] is None else row["low"]
+    high = math.inf if row["high"] is None else row["high"]
+    assert row["verdict"] == verdict(low, high, row["from"], row["to"])
+    assert (row["why"] == "") == (row["verdict"] == "reproduced")
+
+
+def test_the_findings_say_what_played_them_and_show_what_was_left_out():
+    asked = [row for row in FINDINGS["rows"] if not row["key"].startswith("theory")]
+    assert all(row["played_by"] and row["on_engine"] for row in asked)
+    engine = {row["key"] for row in FINDINGS["further"] if row["key"].startswith("engine")}
+    assert len(engine) >= 10 and sum(row["on_engine"] in MARKS for row in asked) >= 10
+    rows = {row["key"]: row for row in (*FINDINGS["rows"], *FINDINGS["further"])}
+    assert rows["first price"]["ours"] < 0.3 < 0.5 < rows["modest: first price"]["ours"]
+
+
+
+def test_silent_members_only_add_and_the_order_of_mechanisms_stays():
+    result = read_result("definitions")
+    for row in result["table"]:
+        assert row["P with the silent"] >= row["P"] - 1e-12 and row["R with the silent"] >= row["R"] - 1e-12 and row["P with the silent"] <= 1 + 1e-12
+        assert abs(row["R of sums"] - row["R"]) < 0.03
+    assert len({tuple(order) for order in result["orders"]["stages"].values()}) == 1
+    gap = {row["by"]: row["gap"] for row in result["gaps"] if row["suite"] == "open"}
+    assert gap["R with the silent"] < gap["R"]

@@ -608,6 +608,6 @@ def optimise_fixed(
 
 # %% ../../nbs/22_search.ipynb #best-fixed-constant
 def __getattr__(name):
-    "`BEST_FIXED`, read from the results when it is first asked for: the best fixed mechanism of the published stages."
+    "`BEST_FIXED`, read from the results when it is first asked for: the best fixed mechanism of the stages."
     if name == "BEST_FIXED": return best_fixed("stages")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -810,7 +810,7 @@ class Population(Record):
     def stage(cls,
         stage: int, # 0 to 4
     ) -> "Population":
-        "The published curriculum: eight bidders, one unit; each stage turns two more truthful bidders into the next type."
+        "A stage: eight bidders, one unit; each stage turns two more truthful bidders into the next type."
         try: stage = whole_number(stage, "stage", 0, 4)
         except ValueError: raise PopulationError(f"stage must be 0, 1, 2, 3 or 4, not {stage!r}") from None
         return cls(truthful=8 - 2 * stage, **dict.fromkeys(KINDS[1:stage + 1], 2))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SOURCE = CHECKOUT / "paper"  # paper.typ, numbers.typ, refs.bib and figures/
 NEEDED = ("baselines", "designers", "evaluation", "exploitability", "findings", "flaws", "properties",
           "scaling", "screens", "serving", "speed", "theory", "training", "training_speed")
-OPTIONAL = ("ablations", "generalisation", "red_team", "transparency")
+OPTIONAL = ("ablations", "definitions", "generalisation", "red_team", "transparency")
 RESULTS = (*NEEDED, *OPTIONAL)  # every result that the paper may read
 
 

@@ -8,13 +8,14 @@ __all__ = ['FIGURES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'DOT', 'SQUARE', 'LINES'
            'properties_penalties', 'properties_conflict', 'properties_statics', 'transparency', 'properties_identify',
            'properties_sensitivity', 'exploitability_curve', 'exploitability_designers', 'exploitability_reward',
            'exploitability_types', 'fronts', 'methods', 'scaling', 'flaws_stage', 'flaws_nothing', 'flaws_levers',
-           'flaws_honest', 'flaws_draw', 'learning_paths', 'theory_reserve', 'theory_unequal', 'theory_learning',
-           'theory_curse', 'theory_z', 'findings_forest', 'tables_forest', 'findings_paths', 'findings_deviation',
-           'findings_rings', 'tables_coarse', 'tables_effects', 'screens_auc', 'screens_margins', 'screens_rings',
-           'screens_sales', 'levers', 'adaptation', 'training_stages', 'training_signals', 'training_rewards',
-           'training_rft', 'red_team_stressors', 'red_team_progress', 'red_team_transfer', 'red_team_found',
-           'red_team_tails', 'red_team_training', 'ablations', 'generalisation_bidders', 'generalisation_markets',
-           'generalisation_change', 'calibration_claims', 'suites_briefs', 'suites_levers', 'suites_trees', 'teacher']
+           'flaws_honest', 'flaws_draw', 'definitions', 'learning_paths', 'theory_reserve', 'theory_unequal',
+           'theory_learning', 'theory_curse', 'theory_z', 'findings_forest', 'tables_forest', 'findings_paths',
+           'findings_deviation', 'findings_rings', 'tables_coarse', 'tables_effects', 'screens_auc', 'screens_margins',
+           'screens_rings', 'screens_sales', 'levers', 'adaptation', 'training_stages', 'training_signals',
+           'training_rewards', 'training_rft', 'red_team_stressors', 'red_team_progress', 'red_team_transfer',
+           'red_team_found', 'red_team_tails', 'red_team_training', 'ablations', 'generalisation_bidders',
+           'generalisation_markets', 'generalisation_change', 'calibration_claims', 'suites_briefs', 'suites_levers',
+           'suites_trees', 'teacher']
 
 # %% ../../nbs/48_figures.ipynb #imports
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -562,6 +563,25 @@ def flaws_draw(value: dict) -> Figure:
     axes.set_xticks(range(len(ticks)), ticks)
     axes.set(ylabel="noise of a score / spread of worth", ylim=(0, None))
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #definitions
+@drawn_from("definitions")
+def definitions(value: dict) -> Figure:
+    """Mean reward of four designers on two suites, by three definitions of it."""
+    table, ways = pd.DataFrame(value["table"]), ("R", "R with the silent", "R of sums")
+    figure, panels = plt.subplots(1, 2, figsize=(7.2, 2.6), sharey=True, constrained_layout=True)
+    for axes, (suite, rows) in zip(panels, table.groupby("suite", sort=False)):
+        places = np.arange(len(rows))
+        for colour, mark, shift, way in zip(sns.color_palette(), "os^", (-0.2, 0, 0.2), ways):
+            axes.plot(places + shift, rows[way], mark, ms=4, color=colour, label=way)
+            if way != "R":   # the interval of what is added
+                ends = rows["R"].to_numpy() + rows[[f"{way} less R, from", f"{way} less R, to"]].to_numpy().T
+                axes.vlines(places + shift, *ends, color=colour, lw=1.2)
+        axes.set_xticks(places, rows["designer"])
+        axes.set(title=suite)
+    panels[0].set(ylabel="mean reward")
+    panels[0].legend(frameon=False, fontsize=7)
     return figure
 
 # %% ../../nbs/48_figures.ipynb #learning-paths

@@ -81,7 +81,7 @@ tags: [auctions, mechanism-design, synthetic]
 mechanism as JSON with its fields in order and amounts to two decimals.
 
 **How they were made.** Episodes of {EPISODE_PROMPTS} steps with a new random mechanism at each step; {STAGE_SHARE:.0%} of the
-populations are the five published stages, the others were drawn from the open distribution without its held-out suite.
+populations are the five stages, the others were drawn from the open distribution without its held-out suite.
 {PUBLISHED_SHARE:.0%} of the prompts are the published partial observation. Completions are uniform over the schema and
 independent of the prompts.
 
