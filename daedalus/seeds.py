@@ -24,12 +24,13 @@ class Range(NamedTuple):
     users: str  # notebooks
     shared: str = ""  # why some of them may be another use's too; empty: none is
 
-# %% ../nbs/05_seeds.ipynb #blocks
+# %% ../nbs/05_seeds.ipynb #shared-blocks
 _CLIMBS = "the oracles' climbs come this far on other populations, and nothing found there is judged here"
 _LOOKS = "22_search and 71_properties compare nothing with each other, and both report on block 0"
 _SCHOOLS = "six episodes of 300 are those of one school's climb; what the learner earns is reported on block 0"
 _FRONTS = "improve begins at 1000 x readings; fronts use the first three and those of one reading, which no critic has"
 
+# %% ../nbs/05_seeds.ipynb #blocks
 BLOCKS = {
     "evaluation": Range(0, 1, "everything that is reported"),
     "oracle climbs": Range(1, 10_000, "22_search"),
@@ -121,7 +122,7 @@ GENERATORS = {
     "random replies": (3, "31_sft"), "prompts": (3, "33_grpo"),
     "earlier replies": (5, "35_train"), "validation": (9, "31_sft, 35_train"),
     "screens": (24, "74_screens"), "red team": (32, "82_red_team"), "ablations": (33, "83_ablations"),
-    "levers, lessons": (40, "29_levers"), "levers, judged": (41, "29_levers"), "levers, candidates": (42, "29_levers"),
+    "levers, lessons": (45, "29_levers"), "levers, judged": (46, "29_levers"), "levers, candidates": (42, "29_levers"),
     "teacher, draws": (43, "89_teacher"), "teacher, library": (44, "89_teacher"),
     "flaws": (34, "84_flaws"), "theory": (70, "70_theory"), "suites": (40, "87_suites"), "trees": (41, "87_suites"),
     "calibration": (48, "49_calibration"), "seeds drawn again": (1, "40_stats"),

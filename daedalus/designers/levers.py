@@ -446,7 +446,7 @@ def averaged(
 def learn_levers(
     output: str | Path,  # folder of the designer and its record
     work: str | Path,  # folder of the turns: those that are finished there are not run again
-    turns: int = 6,  # at least 1
+    turns: int = 12,  # at least 1
     populations: int = 400,  # of each turn
     steps: int = 700,  # of each regression; twice as many in the first
     seed: int = 0,

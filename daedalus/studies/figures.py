@@ -764,9 +764,9 @@ def findings_rings(value: dict) -> Figure:
         left.plot(*ring["best"], "D", ms=6, mfc="white", color=colour)
     left.set(xlabel="reserve price", ylabel="revenue per auction", title="8 bidders, second price")
     left.legend(frameon=False, fontsize=7)
-    right.plot(range(1, 9), shown["best reserve"]["theory"], label="theory")
-    right.errorbar(shown["best reserve"]["members"], shown["best reserve"]["simulated"], shown["best reserve"]["half interval"],
-                   fmt="o", ms=4, label="simulated")
+    best = shown["best reserve"]
+    right.plot(range(1, 9), best["theory"], label="theory")
+    right.errorbar(best["members"], best["simulated"], best["half interval"], fmt="o", ms=4, label="simulated")
     right.set(xlabel="members of the ring", ylabel="best reserve", title="the reserve that answers the ring")
     right.legend(frameon=False)
     return figure
@@ -1224,8 +1224,8 @@ def teacher(value: dict) -> Figure:
     suites = list(value["means"])
     for at, who in enumerate(("oracle, held", "menu", "without a menu")):
         part = gains[gains["designer"] == who].set_index("suite").loc[suites]
-        right.errorbar(np.arange(len(part)) + 0.2 * (at - 1), part["gain"], _reach(part[["gain", "low", "high"]]), fmt="oDs"[at],
-                       ms=4, lw=1, label=who)
+        right.errorbar(np.arange(len(part)) + 0.2 * (at - 1), part["gain"],
+                       _reach(part[["gain", "low", "high"]]), fmt="oDs"[at], ms=4, lw=1, label=who)
     right.axhline(0, color="0.3", lw=0.8)
     right.set(xticks=range(len(suites)), xticklabels=suites, ylabel="gain over best fixed")
     right.legend(frameon=False, fontsize=8)
