@@ -123,7 +123,6 @@ GENERATORS = {
     "earlier replies": (5, "35_train"), "validation": (9, "31_sft, 35_train"),
     "screens": (24, "74_screens"), "red team": (32, "82_red_team"), "ablations": (33, "83_ablations"),
     "levers, lessons": (45, "29_levers"), "levers, judged": (46, "29_levers"), "levers, candidates": (42, "29_levers"),
-    "teacher, draws": (43, "89_teacher"), "teacher, library": (44, "89_teacher"),
     "flaws": (34, "84_flaws"), "theory": (70, "70_theory"), "suites": (40, "87_suites"), "trees": (41, "87_suites"),
     "calibration": (48, "49_calibration"), "seeds drawn again": (1, "40_stats"),
 }
