@@ -1206,7 +1206,7 @@ def suites_trees(value: dict) -> Figure:
     axes.set_yticks(range(len(names) // 2), names[::2])
     axes.invert_yaxis()
     for x, line in ((0, "-"), (1, ":")): axes.axvline(x, color="0.6", lw=0.8, ls=line)
-    axes.set(xlabel="share of the gap closed (0: best fixed, 1: oracle)", xlim=(max(-2, rows["low"].min()), None))
+    axes.set(xlabel="share of the gap closed (0: best fixed, 1: oracle)", xlim=(max(-2, rows["low"].min() - 0.05), None))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     sns.despine(ax=axes)
     return figure
