@@ -1955,6 +1955,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'daedalus.studies.figures.scaling': ('figures.html#scaling', 'daedalus/studies/figures.py'),
                                           'daedalus.studies.figures.screens_auc': ( 'figures.html#screens_auc',
                                                                                     'daedalus/studies/figures.py'),
+                                          'daedalus.studies.figures.screens_conduct': ( 'figures.html#screens_conduct',
+                                                                                        'daedalus/studies/figures.py'),
                                           'daedalus.studies.figures.screens_margins': ( 'figures.html#screens_margins',
                                                                                         'daedalus/studies/figures.py'),
                                           'daedalus.studies.figures.screens_rings': ( 'figures.html#screens_rings',

@@ -13,6 +13,7 @@ from scipy import stats
 
 from daedalus.studies import screens
 from daedalus.paths import data_folders
+from daedalus.results import read_result
 from daedalus.studies.screens import (
     LAGS, SCREENS, SUSPICIOUS, auc, auc_interval, dependence, difference, kurtosis, margin_variation, margins, missing_bids,
     read_tenders, relative_distance, rotation, screen_tenders, skewness, spread, suppression, tsuchiura, uniform_distance,
@@ -519,3 +520,45 @@ def test_the_ring_is_seen_and_its_honest_twin_is_not():
         session = watch(state, open_rules, rounds=5)
         assert (session.leader[0] >= 0) == fires
         assert (suppression(session.bid > 0) < -1.645) == fires
+
+
+@pytest.mark.parametrize("rotates", ["none", "turn", "random"])
+@pytest.mark.parametrize("cover", [0.0, 0.1])
+def test_which_screen_sees_which_ring(rotates, cover):
+    """Four members and nobody else: each screen sees the conduct that it is for, and that alone."""
+    from daedalus.market.bidders import BEHAVIOUR, Population
+    from daedalus.market.engine import TRUST, open_market
+    from daedalus.market.record import watch
+    from daedalus.schema import DEFAULT_MECHANISM
+
+    rules = DEFAULT_MECHANISM.replace(auction_type="first_price", reserve_price=0.0)
+    state, _ = open_market([Population(colluder=4, rotation=rotates, cover=cover)], [(0, 1)])
+    state.belief[:, TRUST] = 1.0
+    seen = [watch(state, rules, rounds=r + 1, behaviour=BEHAVIOUR._replace(rate=0.0)) for r in range(5)]
+    bids, winner = np.array([session.bid for session in seen]), np.array([session.winner[:, 0] for session in seen])
+    assert (winner >= 0).all() and ((bids > 0).sum(-1) == (4 if cover else 1)).all()
+    if rotates == "turn":   # lot after lot, and session after session of 16
+        np.testing.assert_array_equal((winner - winner[0, 0]) % 4, np.arange(80).reshape(5, 16) % 4)
+    assert (rotation(winner) > 1.645) == (rotates == "turn")
+    silent, together = suppression(bids > 0), dependence(np.where(bids > 0, bids, np.nan))
+    assert (np.isnan(silent) and together > 1.645) if cover else (silent < -1.645 and np.isnan(together))
+
+
+def test_what_the_experiment_says_of_rings_that_rotate_and_cover():
+    value = read_result("screens")["conduct"]
+    flagged = pd.DataFrame(value["flagged"]).T
+    silent, covering = ["suppression", "turn", "by lot"], ["cover", "turn, cover", "by lot, cover"]
+    assert list(flagged) == ["no ring", *silent, *covering]
+    assert {*SCREENS, "suppression", "rotation", "dependence", "margin variation", "missing bids"} <= set(flagged.index)
+    assert all(0 <= low <= share <= high <= 1 for share, low, high in flagged.to_numpy().ravel())
+    assert all(low <= 0.05 for _, low, _ in value["no ring, all"].values())
+    assert {name for name, (_, low, _) in flagged["no ring"].items() if low > 0.05} == {"skewness", "gap"}
+    share = flagged.map(lambda estimate: estimate[0])
+    for name, seen, unseen in ("suppression", silent, covering), ("dependence", covering, silent):
+        assert (share.loc[name, seen] > 0.5).all() and (share.loc[name, unseen] < 0.05).all()
+    others = share.drop(index=["suppression", "dependence"])
+    assert (others < 0.2).all(axis=None) and others.loc["margin variation"].max() < 0.1
+    assert value["turns, by outsiders"]["0"]["rotation"][0] == 1 and value["turns, by outsiders"]["4"]["rotation"][0] < 0.1
+    for group, row in value["real"].items():   # accused by the threshold, and not by their own bids shuffled
+        assert (row["dependence"] > 1.645) == group.endswith("regulars only")
+        assert row["rotation"] < 0 and min(row["rotation, p"], row["dependence, p"]) > 0.05

@@ -11,11 +11,11 @@ __all__ = ['FIGURES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'DOT', 'SQUARE', 'LINES'
            'flaws_honest', 'flaws_draw', 'definitions', 'learning_paths', 'theory_reserve', 'theory_unequal',
            'theory_learning', 'theory_curse', 'theory_z', 'findings_forest', 'tables_forest', 'findings_paths',
            'findings_deviation', 'findings_rings', 'tables_coarse', 'tables_effects', 'screens_auc', 'screens_margins',
-           'screens_rings', 'screens_sales', 'levers', 'adaptation', 'training_stages', 'training_signals',
-           'training_rewards', 'training_rft', 'red_team_stressors', 'red_team_progress', 'red_team_transfer',
-           'red_team_found', 'red_team_tails', 'red_team_training', 'ablations', 'generalisation_bidders',
-           'generalisation_markets', 'generalisation_change', 'calibration_claims', 'suites_briefs', 'suites_levers',
-           'suites_trees', 'teacher']
+           'screens_rings', 'screens_sales', 'screens_conduct', 'levers', 'adaptation', 'training_stages',
+           'training_signals', 'training_rewards', 'training_rft', 'red_team_stressors', 'red_team_progress',
+           'red_team_transfer', 'red_team_found', 'red_team_tails', 'red_team_training', 'ablations',
+           'generalisation_bidders', 'generalisation_markets', 'generalisation_change', 'calibration_claims',
+           'suites_briefs', 'suites_levers', 'suites_trees', 'teacher']
 
 # %% ../../nbs/48_figures.ipynb #imports
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -865,6 +865,20 @@ def screens_sales(value: dict) -> Figure:
         axes.plot(model["opening"], share, style, label=f"{name}, ours")
     axes.set(xlabel="opening price / median closing price of its kind", ylabel="share with at least two bids")
     axes.legend(frameon=False, fontsize=7)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #screens-conduct
+@drawn_from("screens")
+def screens_conduct(value: dict) -> Figure:
+    """Share of steps that each screen flags, by what the ring does."""
+    shares = pd.DataFrame.from_dict(value["conduct"]["flagged"], orient="index").map(lambda estimate: estimate[0])
+    figure, axes = plt.subplots(figsize=(7.2, 4.8), constrained_layout=True)
+    sns.heatmap(shares, annot=True, fmt=".2f", vmin=0, vmax=1, cmap="cividis", yticklabels=True, annot_kws={"size": 7},
+                cbar_kws={"label": "share of steps flagged"}, ax=axes)
+    axes.axvline(1, color="white", lw=4)
+    for below in (4, 12): axes.axhline(below, color="white", lw=2)
+    axes.set(xlabel="what the ring does", ylabel="")
+    axes.tick_params(axis="both", length=0, rotation=0, labelsize=7)
     return figure
 
 # %% ../../nbs/48_figures.ipynb #played
