@@ -364,17 +364,15 @@ class Added(NamedTuple):
 
     def __reduce__(self):
         """Functions of notebooks and of users' files can be sent to another process too."""
-        return _unpacked, (cloudpickle.dumps(tuple(self)),)
+        return _unpacked, (self.kind, self.name, self.register, cloudpickle.dumps(self.given), self.code)
 
 
 ADDED: dict[tuple[str, str], Added] = {}  # by kind and name, in the order of their arrival
 
 
-def _unpacked(
-    content: bytes,
-) -> Added:
+def _unpacked(kind: str, name: str, register: Callable, given: bytes, code: str) -> Added:
     """What was packed in another process."""
-    return Added(*pickle.loads(content))
+    return Added(kind, name, register, pickle.loads(given), code)
 
 
 def addition(
