@@ -381,7 +381,7 @@ def test_the_page_names_the_project_to_those_who_share_it():
 
 
 def test_code_and_paper_are_where_the_package_says():
-    home = dd.results.repository()
+    home = dd.paths.repository()
     assert arena_module.project_links() == {"the code": home, "the paper": f"{home}/blob/main/paper/paper.pdf"}
     assert (dd.results.CHECKOUT / "paper" / "paper.pdf").exists()
 

@@ -27,7 +27,7 @@ def first():
 def test_it_spends_no_more_rounds_than_it_is_given(first, monkeypatch):
     spent, opened, play_step, open_episodes = [], [], designers.play_step, designers.open_episodes
     monkeypatch.setattr(designers, "play_step", lambda e, m: (spent.append(ROUNDS * len(e.mechanisms)), play_step(e, m))[1])
-    monkeypatch.setattr(designers, "open_episodes", lambda *a: (opened.append(len(a[0])), open_episodes(*a))[1])
+    monkeypatch.setattr(designers, "open_episodes", lambda *a, **more: (opened.append(len(a[0])), open_episodes(*a, **more))[1])
     improve(first, 60_000, 4)
     count = improvement_populations(60_000, len(LIBRARY))
     assert opened == [count] * ITERATIONS
