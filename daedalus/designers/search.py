@@ -278,8 +278,10 @@ def _searched(
 ) -> dict:
     "The yardsticks of a suite; ValueError for what is no suite, and for one of which none are known."
     suite(name)
-    kept = read_result("suites" if name in MORE_SUITES else "search")
-    searched = kept["yardsticks"] if name in MORE_SUITES else kept
+    wider = name in MORE_SUITES
+    result = "suites" if wider else "search"
+    kept = read_result(result)
+    searched = kept["yardsticks"] if wider else kept
     if name in searched: return searched[name]
     raise ValueError(f"suite must be one that was searched, {' or '.join(searched)}, not {name!r}: "
                      "climb finds mechanisms for other populations")
