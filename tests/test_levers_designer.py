@@ -19,7 +19,7 @@ from daedalus.market.bidders import BEHAVIOUR, HELD_OUT_RULES, Population
 from daedalus.market.engine import COMPONENTS, SCORED
 from daedalus.paths import data_dir
 from daedalus.results import short_hash
-from daedalus.schema import FIELDS, LEVERS, Brief, Mechanism, Objective
+from daedalus.schema import FIELDS, LEVERS, Mechanism, Objective
 
 WELFARE, REVENUE = COMPONENTS.index("welfare"), COMPONENTS.index("revenue")
 
