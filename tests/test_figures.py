@@ -18,7 +18,6 @@ from test_rooms import GRAPH
 matplotlib.use("Agg")
 
 WRITES = {path.stem: {name.removesuffix("?") for name in declared(path)["writes"]} for path in notebooks()}
-TIMED = {"serving", "speed", "training_speed"}   # still drawn by their notebooks: what they show is not among the results
 
 
 @pytest.mark.parametrize("name", sorted(figures.FIGURES))
@@ -30,7 +29,7 @@ def test_a_figure_is_drawn_again_from_its_results_to_the_byte(name, tmp_path):
 
 def test_every_figure_is_among_them():
     there = {path.stem for path in committed_dir("figures").iterdir()}
-    assert there == set(paper.figures_written()) == set(figures.FIGURES) | TIMED
+    assert there == set(paper.figures_written()) == set(figures.FIGURES)
 
 
 @pytest.mark.parametrize("name", ["adaptation", "findings_rings", "red_team_found", "theory_reserve", "training_signals"])

@@ -15,7 +15,7 @@ __all__ = ['FIGURES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'DOT', 'SQUARE', 'LINES'
            'training_signals', 'training_rewards', 'training_rft', 'red_team_stressors', 'red_team_progress',
            'red_team_transfer', 'red_team_found', 'red_team_tails', 'red_team_training', 'ablations',
            'generalisation_bidders', 'generalisation_markets', 'generalisation_change', 'calibration_claims',
-           'suites_briefs', 'suites_levers', 'suites_trees', 'teacher']
+           'suites_briefs', 'suites_levers', 'suites_trees', 'teacher', 'speed', 'training_speed', 'serving']
 
 # %% ../../nbs/48_figures.ipynb #imports
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1243,4 +1243,70 @@ def teacher(value: dict) -> Figure:
     right.axhline(0, color="0.3", lw=0.8)
     right.set(xticks=range(len(suites)), xticklabels=suites, ylabel="gain over best fixed")
     right.legend(frameon=False, fontsize=8)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #speed
+@drawn_from("speed")
+def speed(value: dict) -> Figure:
+    """The engine's rate beside a bare loop's, with more bidders and more auctions, and where its time goes."""
+    figure, ((by_engine, by_bidders), (by_auctions, by_step)) = plt.subplots(2, 2, figsize=(7.8, 5.6), layout="constrained")
+    rates = value["rate relative to the bare loop"]
+    order = sorted(set(rates) - {f"engine, stage {stage}" for stage in (1, 2, 3)}, key=rates.get)
+    colours = ["C0" if name.startswith("engine, ") else "0.6" for name in order]
+    by_engine.barh(order, [rates[name] for name in order], color=colours)
+    by_engine.set(xscale="log", xlabel="rate relative to the bare loop", title="One core, same run")
+    grown, slopes = value["rate by bidders"], value["slope of log rate against log bidders"]
+    sizes = np.array(grown["bidders"])
+    for (name, slope), marker in zip(slopes.items(), "os"):
+        by_bidders.plot(sizes, grown[name], marker=marker, label=f"{name} ({slope:.2f})")
+    by_bidders.plot(sizes, grown["all types"][0] * sizes[0] / sizes, "k--", lw=1, label="in proportion to 1/n (-1)")
+    by_bidders.set(xscale="log", yscale="log", xlabel="bidders", ylabel="rate relative to 4 truthful bidders",
+                   title="More bidders")
+    by_bidders.set_xticks(sizes, sizes.astype(str))
+    by_bidders.minorticks_off()
+    by_bidders.set_ylim(0.005)
+    by_bidders.legend(loc="lower left", title="slope in brackets")
+    longer, slope = value["time by auctions"], value["slope of log time against log auctions"]["stage 4"]
+    auctions = np.array(longer["auctions"])
+    by_auctions.plot(auctions, longer["time"], "o-", label=f"measured (slope {slope:.2f})")
+    by_auctions.plot(auctions, auctions / auctions[0], "k--", lw=1, label="in proportion")
+    by_auctions.set(xscale="log", yscale="log", xlabel="auctions (lots)", ylabel="time relative to the shortest run",
+                    title="More auctions, stage 4", ylim=(0.7, 400))
+    by_auctions.legend(loc="upper left")
+    shares = value["share of time by step"]
+    by_step.barh(list(shares)[::-1], [100 * share for share in shares.values()][::-1], color="C0")
+    by_step.set(xlabel="share of the time, %", title="Where the time goes, stage 4")
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #training-speed
+@drawn_from("training_speed")
+def training_speed(value: dict) -> Figure:
+    """The time of a step of GRPO by part, with TRL's trainer and where prompts are read once."""
+    figure, axes = plt.subplots(figsize=(6, 2.4), constrained_layout=True)
+    left = np.zeros(2)
+    for (part, width), hatch in zip(value["time of a step"].items(), ("", "//", "xx")):
+        axes.barh(["TRL's trainer", "prompts read once"], width, left=left, label=part, hatch=hatch)
+        left += width
+    axes.set(xlabel="time of a step (prompts read once = 1)")
+    axes.legend(frameon=False, ncol=3, loc="upper center", bbox_to_anchor=(0.5, 1.25))
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #serving
+@drawn_from("serving")
+def serving(value: dict) -> Figure:
+    """Steps in a second, and the longest waiting but for one step in a hundred, of three servers by sessions."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 2.9), layout="constrained")
+    table = pd.DataFrame(value["by sessions"])
+    sns.barplot(table, x="sessions", y="rate", hue="server", ax=left)
+    left.set_ylabel("steps in a second")
+    sns.barplot(table, x="sessions", y="p99", hue="server", ax=right, legend=False)
+    right.set_ylabel("99th percentile of waiting")
+    for axes in left, right:
+        axes.axhline(1, color="black", linewidth=0.8, linestyle=":")   # our server with 8 sessions
+        for bars, hatch in zip(axes.containers, ("", "//", "xx")):
+            for bar in bars: bar.set_hatch(hatch)
+    for patch, hatch in zip(left.get_legend().get_patches(), ("", "//", "xx")): patch.set_hatch(hatch)
+    sns.move_legend(left, "lower center", bbox_to_anchor=(0.5, 1), title=None, frameon=False)
+    figure.supxlabel("both in units of our server's with 8 sessions (dotted)", fontsize="small")
+    sns.despine()
     return figure
