@@ -1241,6 +1241,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'daedalus.schema.Objective.text': ('schema.html#objective.text', 'daedalus/schema.py'),
                                  'daedalus.schema.Observation': ('schema.html#observation', 'daedalus/schema.py'),
                                  'daedalus.schema.Observation.__hash__': ('schema.html#observation.__hash__', 'daedalus/schema.py'),
+                                 'daedalus.schema.Observation.progress': ('schema.html#observation.progress', 'daedalus/schema.py'),
                                  'daedalus.schema.Observation.prompt': ('schema.html#observation.prompt', 'daedalus/schema.py'),
                                  'daedalus.schema.Observation.published': ('schema.html#observation.published', 'daedalus/schema.py'),
                                  'daedalus.schema.Outcome': ('schema.html#outcome', 'daedalus/schema.py'),

@@ -268,6 +268,7 @@ class Episodes(NamedTuple):
     recent: tuple[Outcomes, ...]  # the last outcomes, at most RECENT, arrays [batch], oldest first; the warm-up opens the row
     objective: Objective = PUBLISHED_OBJECTIVE  # what the rewards are, where there are no briefs
     briefs: tuple[Brief, ...] = ()  # [batch]: what each market's owner wants; none: `objective` holds for all
+    hidden_horizon: bool = False  # observations do not show the episode's length
 
     @property
     def done(self) -> bool:
@@ -277,17 +278,16 @@ class Episodes(NamedTuple):
     def select(self, rows: Sequence[int] | np.ndarray) -> "Episodes":
         """The episodes `rows`, in this order and as often as they come, as a batch of their own."""
         recent = tuple(Outcomes(*(np.array(array[rows]) for array in outcomes)) for outcomes in self.recent)
-        mechanisms = tuple(self.mechanisms[row] for row in rows)
-        briefs = tuple(self.briefs[row] for row in rows) if self.briefs else ()
-        return self._replace(market=self.market.select(rows), mechanisms=mechanisms, recent=recent, briefs=briefs)
+        return self._replace(market=self.market.select(rows), mechanisms=tuple(self.mechanisms[row] for row in rows),
+                             recent=recent, briefs=tuple(self.briefs[row] for row in rows if self.briefs))
 
     def to_dict(self) -> dict:
         """The batch as plain lists, numbers and texts, exact to the bit, for JSON."""
         recent = [{name: array.tolist() for name, array in outcomes._asdict().items()} for outcomes in self.recent]
-        briefs = {"briefs": [brief.model_dump() for brief in self.briefs]} if self.briefs else {}
+        later = {"briefs": [brief.model_dump() for brief in self.briefs], "hidden_horizon": self.hidden_horizon}
         return {"market": self.market.to_dict(), "episode_length": self.episode_length, "round_number": self.round_number,
                 "mechanisms": [mechanism.model_dump() for mechanism in self.mechanisms], "recent": recent,
-                "objective": self.objective.model_dump(), **briefs}
+                "objective": self.objective.model_dump(), **{name: value for name, value in later.items() if value}}
 
     @classmethod
     def from_dict(cls, saved: dict) -> "Episodes":
@@ -309,6 +309,7 @@ def open_episodes(
     behaviour: Behaviour = BEHAVIOUR,
     objective: Objective = PUBLISHED_OBJECTIVE,
     brief: Brief | Sequence[Brief] | None = None,  # in place of an objective; one for all, or one for each episode
+    hidden_horizon: bool = False,  # observations do not show the episode's length
 ) -> Episodes:
     """Episodes after their warm-up, before their first step.
 
@@ -317,7 +318,8 @@ def open_episodes(
     episode_length = whole_number(episode_length, "episode_length")
     market, warm_up = open_market(populations, seeds, behaviour, wanted_by(brief, objective))
     batch = len(market.key)
-    return Episodes(market, episode_length, 0, (DEFAULT_MECHANISM,) * batch, (warm_up,), objective, briefs_of(brief, batch))
+    mechanisms, briefs = (DEFAULT_MECHANISM,) * batch, briefs_of(brief, batch)
+    return Episodes(market, episode_length, 0, mechanisms, (warm_up,), objective, briefs, bool(hidden_horizon))
 
 # %% ../nbs/17_env.ipynb #play-step
 class EpisodeError(RuntimeError):
@@ -377,7 +379,7 @@ def _observation(
     last = episodes.recent[-1]
     return Observation(
         round_number=episodes.round_number,
-        episode_length=episodes.episode_length,
+        episode_length=None if episodes.hidden_horizon else episodes.episode_length,
         market_outcomes=tuple(RecentOutcome(**_row(past, tuple(RecentOutcome.model_fields), at))
                               for past in episodes.recent),
         signals=dict(zip(SIGNALS, last.signals[at].tolist(), strict=True)),
@@ -442,9 +444,10 @@ class DaedalusEnv(_UnderWay):
         episode_length: int = 10,  # steps, at least 1
         objective: Objective = PUBLISHED_OBJECTIVE,  # what `reward` is
         brief: Brief | None = None,  # in place of an objective: observations show it, and what breaks it has reward 0
+        hidden_horizon: bool = False,  # observations do not show the episode's length
     ):
         wanted_by(brief, objective)
-        self.objective, self.brief = objective, brief
+        self.objective, self.brief, self.hidden_horizon = objective, brief, hidden_horizon
         self.population, self.episode_length = population, whole_number(episode_length, "episode_length")
 
     def reset(
@@ -454,7 +457,7 @@ class DaedalusEnv(_UnderWay):
     ) -> Observation:
         """Open an episode; the observation shows how the warm-up went."""
         self._episodes = open_episodes([self.population], [(seed, episode)], self.episode_length,
-                                       objective=self.objective, brief=self.brief)
+                                       objective=self.objective, brief=self.brief, hidden_horizon=self.hidden_horizon)
         return self.observe()
 
     def snapshot(self) -> dict:
@@ -466,10 +469,10 @@ class DaedalusEnv(_UnderWay):
         """An environment that goes on where the snapshot was taken."""
         if not isinstance(snapshot, dict) or snapshot.keys() != {"population", "episodes"}:
             raise ValueError("a snapshot is what DaedalusEnv.snapshot returned: a dict of population and episodes")
-        episodes = Episodes.from_dict(snapshot["episodes"])
-        brief, = episodes.briefs or (None,)
-        env = cls(Population(**snapshot["population"]), episodes.episode_length, episodes.objective, brief)
-        env._episodes = episodes
+        saved = Episodes.from_dict(snapshot["episodes"])
+        brief, = saved.briefs or (None,)
+        env = cls(Population(**snapshot["population"]), saved.episode_length, saved.objective, brief, saved.hidden_horizon)
+        env._episodes = saved
         return env
 
 # %% ../nbs/17_env.ipynb #features
@@ -485,7 +488,7 @@ def features(
 
     Raises ValueError when the observation does not have one of them.
     """
-    known = {"progress": observation.round_number / observation.episode_length,
+    known = {"progress": observation.progress,
              **dict(*observation.market_outcomes[-1:]), **(observation.signals or {})}
     missing = [name for name in names if name not in known]
     if missing:

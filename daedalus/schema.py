@@ -834,7 +834,7 @@ SYSTEM_PROMPT = ('You are the referee of an auction market. Read the observation
 class Observation(Record):
     "What a designer sees before it writes the next mechanism, and what the environment says of the last one."
     round_number: Natural = Field(description='steps played so far in this episode')
-    episode_length: Positive = Field(description='steps in an episode')
+    episode_length: Positive | None = Field(description='steps in an episode; null: not shown')
     market_outcomes: tuple[RecentOutcome, ...] = Field((), description='recent outcomes, oldest first')
     signals: dict[Annotated[str, Field(pattern='^[a-z][a-z0-9_]*$')], Number] | None = Field(
         None, description='population signals by name; none in the published observation')
@@ -847,6 +847,11 @@ class Observation(Record):
     def __hash__(self) -> int:
         return hash(self._key())
 
+    @property
+    def progress(self) -> float:
+        "The share of the episode that has been played; one half, the middle of what it can be, where no length is shown."
+        return self.round_number / self.episode_length if self.episode_length else 0.5
+
     def published(self) -> Self:
         "The published partial observation: without signals and without the last mechanism."
         return self.replace(signals=None, mechanism=None)
@@ -857,7 +862,7 @@ class Observation(Record):
         signals = [f'{name}: {_digits(x)}' for name, x in (self.signals or {}).items()]
         return '\n'.join([
             *([f'brief: {self.brief.text()}'] if self.brief else []),
-            f'round_number: {self.round_number} / {self.episode_length}',
+            f'round_number: {self.round_number}' + (f' / {self.episode_length}' if self.episode_length else ''),
             f'recent_outcomes: [{", ".join(recent)}]',
             *signals,
             *([f'last_mechanism: {self.mechanism.to_text()}'] if self.mechanism else []),

@@ -205,12 +205,26 @@ def test_holding_rewards_are_what_holding_earns():
 
 
 def test_a_table_of_readings_is_the_readings_of_each_observation():
-    episodes = open_episodes(MIXED, KEYS)
-    for turn in range(5):
-        for names in (READINGS, PUBLISHED_READINGS, ("gap", "progress", "fairness 2 ago")):
-            expected = [readings(observation, names) for observation in observe(episodes)]
-            assert np.array_equal(readings_table(episodes, names), expected)
-        episodes = play_step(episodes, [Mechanism.random(turn * 100 + at) for at in range(len(MIXED))])
+    for hidden in (False, True):
+        episodes = open_episodes(MIXED, KEYS, hidden_horizon=hidden)
+        for turn in range(5):
+            for names in (READINGS, PUBLISHED_READINGS, ("gap", "progress", "fairness 2 ago")):
+                expected = [readings(observation, names) for observation in observe(episodes)]
+                assert np.array_equal(readings_table(episodes, names), expected)
+            assert set(readings_table(episodes, ["progress"])[:, 0]) == {0.5 if hidden else turn / 10}
+            episodes = play_step(episodes, [Mechanism.random(turn * 100 + at) for at in range(len(MIXED))])
+
+
+def test_who_cannot_see_the_end_plays_the_last_step_like_any_other():
+    def until_the_end(observation):
+        last = observation.episode_length and observation.round_number == observation.episode_length - 1
+        return DEFAULT_MECHANISM if last else INFORMED_GREEDY
+
+    shown, hidden = (play(until_the_end, STAGES[4], KEYS[:2], 3, hidden_horizon=hidden) for hidden in (False, True))
+    assert shown["mechanism"].tolist() == [INFORMED_GREEDY, INFORMED_GREEDY, DEFAULT_MECHANISM] * 2
+    assert set(hidden["mechanism"]) == {INFORMED_GREEDY}
+    before = shown["step"] < 3
+    assert shown.loc[before, list(SCORES)].equals(hidden.loc[before, list(SCORES)])
 
 
 class Always:

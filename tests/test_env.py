@@ -142,6 +142,17 @@ def test_a_snapshot_goes_through_json_and_continues_to_the_bit(population, mecha
     assert env.snapshot() == twin.snapshot()
 
 
+def test_a_hidden_horizon_hides_the_length_and_changes_nothing_else():
+    envs = {hidden: DaedalusEnv(STAGES[4], 3, hidden_horizon=hidden) for hidden in (False, True)}
+    seen = {hidden: [env.reset(5), *(env.step(INFORMED_GREEDY) for _ in range(3))] for hidden, env in envs.items()}
+    assert [observation.replace(episode_length=3) for observation in seen[True]] == seen[False]
+    assert {observation.episode_length for observation in seen[True]} == {None}
+    assert [features(observation, ["progress"])[0] for observation in seen[True]] == [0.5] * 4
+    twin = DaedalusEnv.restore(json.loads(json.dumps(envs[True].snapshot())))
+    assert twin.observe() == seen[True][-1] and twin.hidden_horizon
+    assert "hidden_horizon" not in envs[False].snapshot()["episodes"]   # snapshots of shown horizons are as they were
+
+
 def test_the_largest_seed_survives_a_snapshot():
     env = DaedalusEnv(STAGES[4])
     env.reset(2**63, 2**63)

@@ -34,6 +34,17 @@ def test_one_row_for_each_designer_and_episode_on_the_same_luck():
     assert a[6] == pytest.approx(alone.reward.mean(), abs=1e-15)
 
 
+def test_designers_do_not_see_a_hidden_horizon():
+    lengths = set()
+
+    def looks(observation):
+        lengths.add(observation.episode_length)
+        return dd.INFORMED_GREEDY
+
+    tables = [dd.evaluate({"looks": looks}, episodes=5, steps=2, hidden_horizon=hidden) for hidden in (True, False)]
+    assert lengths == {None, 2} and tables[0].equals(tables[1])
+
+
 def test_mechanisms_by_population_are_played_where_they_belong():
     people = [dd.Population.stage(0), dd.Population.stage(4)]
     table = dd.evaluate({"knowing": [dd.DEFAULT_MECHANISM, dd.INFORMED_GREEDY]}, people, episodes=4)

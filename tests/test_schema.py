@@ -528,6 +528,14 @@ def test_prompt_of_the_published_example():
                             'Respond with the JSON only.')
 
 
+def test_a_hidden_horizon_shows_the_steps_played_alone():
+    shown = Observation(round_number=3, episode_length=10, signals={'bidders': 8.0})
+    hidden = shown.replace(episode_length=None)
+    assert hidden.prompt() == shown.prompt().replace('round_number: 3 / 10', 'round_number: 3')
+    assert Observation.from_json(hidden.to_json()) == hidden and hidden != shown
+    assert [obs.progress for obs in (shown, hidden, hidden.replace(round_number=9))] == [0.3, 0.5, 0.5]
+
+
 @pytest.mark.parametrize('wrong, sentence', [
     ({'round_number': -1}, 'round_number must be a whole number of at least 0, not -1'),
     ({'round_number': 1.0}, 'round_number must be a whole number of at least 0, not 1.0'),

@@ -176,6 +176,7 @@ def play(
     steps: int = 10,  # steps in an episode, at least 1
     objective: Objective = PUBLISHED_OBJECTIVE,  # what `reward` is
     brief: Brief | Sequence[Brief] | None = None,  # in place of an objective; one for all, or one for each episode
+    hidden_horizon: bool = False,  # the designer is not shown how many steps there are
 ) -> "pd.DataFrame":  # one row for each episode and step, episodes in the order given
     """Play whole episodes in lock step.
 
@@ -185,7 +186,8 @@ def play(
     """
     import pandas as pd
 
-    designer, episodes = as_designer(designer), open_episodes(populations, seeds, steps, objective=objective, brief=brief)
+    designer = as_designer(designer)
+    episodes = open_episodes(populations, seeds, steps, objective=objective, brief=brief, hidden_horizon=hidden_horizon)
     check_unsealed(populations)
     key, batch = episodes.market.key, len(episodes.market.key)
     names = [str(populations)] * batch if isinstance(populations, Population) else list(map(str, populations))
@@ -228,7 +230,7 @@ def readings(
 
     `PUBLISHED_READINGS` are those that the published observation has. Raises ValueError when one is not to be had.
     """
-    known = {"progress": observation.round_number / observation.episode_length,
+    known = {"progress": observation.progress,
              "outcomes": float(len(observation.market_outcomes)), **_scores(observation.market_outcomes),
              **(observation.signals or {}), **(_levers(observation.mechanism) if observation.mechanism else {})}
     missing = [name for name in names if name not in known]
@@ -254,7 +256,7 @@ def readings_table(
     past = [recent[max(-1 - ago, -len(recent))] for ago in range(RECENT)]
     scores = [getattr(outcomes, name) for outcomes in past for name in RecentOutcome.model_fields]
     levers = np.array([_lever_row(mechanism) for mechanism in episodes.mechanisms])
-    progress = np.full(batch, episodes.round_number / episodes.episode_length)
+    progress = np.full(batch, 0.5 if episodes.hidden_horizon else episodes.round_number / episodes.episode_length)
     columns = (progress, np.full(batch, float(len(recent))), *scores, *recent[-1].signals.T, *levers.T)
     known = dict(zip(READINGS, columns, strict=True))
     return np.stack([known[name] for name in names], axis=1)

@@ -127,7 +127,9 @@ def _met(
     return at
 
 # %% ../../nbs/42_evaluate.ipynb #play-cases
-def _plays(designers, suite, episodes, seed, steps, objective=PUBLISHED_OBJECTIVE, brief=None, weights=None) -> Iterator:
+def _plays(
+    designers, suite, episodes, seed, steps, objective=PUBLISHED_OBJECTIVE, brief=None, weights=None, hidden_horizon=False,
+) -> Iterator:
     "What each designer played: a row for each episode and step, as `play` returns them, with `designer`, `at` and `brief`."
     if not isinstance(designers, Mapping) or not designers:
         raise ValueError(f"designers must be a dict of at least one designer by name, not {reprlib.repr(designers)}")
@@ -143,7 +145,7 @@ def _plays(designers, suite, episodes, seed, steps, objective=PUBLISHED_OBJECTIV
     players = {name: _player(name, designer, people) for name, designer in designers.items()}
     for name, player in players.items():
         who: Any = _Knowing([player[i] for i in at]) if isinstance(player, list) else player
-        try: played = play(who, [people[i] for i in at], keys, steps, objective, brief)
+        try: played = play(who, [people[i] for i in at], keys, steps, objective, brief, hidden_horizon)
         except Exception as error:
             error.add_note(f"raised while designer {name!r} played")
             raise
@@ -179,6 +181,7 @@ def evaluate(
     objective: Objective = PUBLISHED_OBJECTIVE, # what `reward` is
     brief: Brief | None = None, # in place of an objective, where the suite holds populations alone
     weights: Mapping[Case, float] | Sequence[float] | None = None, # of the populations; None: all alike
+    hidden_horizon: bool = False, # designers are not shown how many steps there are
 ) -> "pd.DataFrame":    # one row for each designer and episode
     """Play every designer on the same episodes.
 
@@ -191,7 +194,8 @@ def evaluate(
     keys = ["designer", "episode", "at", "population"]
     with use_threads(threads):
         tables = [played.groupby([*keys, *{"brief"} & {*played}], as_index=False)[list(SCORES)].mean()
-                  for played in _plays(designers, suite, episodes, seed, steps, objective, brief, weights)]
+                  for played in _plays(designers, suite, episodes, seed, steps, objective, brief, weights,
+                                        hidden_horizon)]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/42_evaluate.ipynb #questions

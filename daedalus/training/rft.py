@@ -159,7 +159,7 @@ def ahead(
     observation: Observation,
 ) -> float:  # above 0, at most 1
     """The share of the episode that still lies ahead."""
-    return 1 - observation.round_number / observation.episode_length
+    return 1 - observation.progress
 
 # %% ../../nbs/32_rft.ipynb #lesson
 class Lesson(NamedTuple):
