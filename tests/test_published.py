@@ -9,7 +9,7 @@ import pytest
 
 from daedalus.pipeline.reproduce import notebooks
 from daedalus.results import CHECKOUT, read_result
-from daedalus.studies.published import MARKS, agreement, kept, mean_interval, verdict
+from daedalus.studies.published import MARKS, agreement, kept, mean_interval, together, undone, verdict
 
 
 @pytest.mark.parametrize(("ours", "outcome"), [
@@ -68,6 +68,53 @@ def test_the_optimum_of_the_regular_settings_by_quadrature():
     assert ours["U5 optimum"] == pytest.approx(unlike, abs=0.006)
 
 
+# Many verdicts together
+
+
+@pytest.mark.parametrize("turn", range(40))
+def test_one_verdict_is_sure_just_where_it_is_passed(turn):
+    rng = np.random.default_rng([7, turn])
+    low, high = np.sort(rng.normal(0, 1, 2)) if turn % 2 else (rng.normal(), math.inf)
+    ours = rng.normal(0, 1)
+    left, right = ours - rng.exponential(0.3), ours + rng.exponential(0.3)
+    row = {"key": "one", "low": low, "high": None if math.isinf(high) else high, "ours": ours, "from": left, "to": right,
+           "verdict": verdict(low, high, left, right)}
+    p = together([row])[0]["p"]
+    assert (p < 0.05) == (row["verdict"] != "undecided") and 0 <= p <= 1
+
+
+def test_the_p_value_of_a_verdict_by_hand():
+    """The end of the band is two standard errors away, on the side whose half counts."""
+    row = {"key": "one", "low": 0.0, "high": 1.0, "ours": 0.2, "from": 0.2 - 1.959964 * 0.1, "to": 0.9, "verdict": "reproduced"}
+    assert together([row])[0]["p"] == pytest.approx(0.0455, abs=1e-4)
+    assert together([row | {"low": None, "high": 0.1}])[0]["p"] == pytest.approx(2 * 0.1587, abs=1e-4)   # one away, outside
+    exact = row | {"low": 0.2, "from": 0.2, "to": 0.2}   # on the end, and without any spread
+    assert together([exact])[0]["p"] == 0
+
+
+def test_a_table_of_findings_that_are_none_has_a_wrong_verdict_as_rarely_as_it_says():
+    """Ours is on the end of the band in truth: one verdict of twenty is wrong, in a table of thirty one table of twenty."""
+    rng, wrong, alone = np.random.default_rng(11), [], []
+    for _ in range(400):
+        ours = rng.normal(0, 1, 30)
+        rows = together([{"key": str(at), "low": 0.0, "high": None, "ours": x, "from": x - 1.959964, "to": x + 1.959964,
+                          "verdict": verdict(0.0, math.inf, x - 1.959964, x + 1.959964)} for at, x in enumerate(ours)])
+        passed = [row["key"] for row in rows if row["verdict"] != "undecided"]
+        wrong.append(len(passed) > len(undone(rows)))
+        alone.append(len(passed) > 0)
+    assert np.mean(alone) > 0.6 and np.mean(wrong) < 0.09   # 400 tables: .05 has a standard error of .011
+
+
+def test_the_committed_tables_say_what_holm_leaves_of_them():
+    findings, tables = read_result("findings"), read_result("published_tables")
+    for result, rows in ((findings, findings["rows"] + findings["further"]), (tables, tables["rows"])):
+        assert together([{name: x for name, x in row.items() if name != "p"} for row in rows]) == rows
+        assert result["together"]["verdicts"] == len(rows) > 20 and result["together"]["undone"] == undone(rows)
+    asked = [row for row in findings["rows"] if row["source"] != "this project's rule" and not row["key"].startswith("theory")]
+    stands = [row for row in asked if row["verdict"] == "reproduced" and row["p"] < 0.05]
+    assert findings["together"]["reproduced"] == len(stands) <= findings["reproduced"]
+
+
 # A tolerance in place of a band
 
 
@@ -97,14 +144,16 @@ def test_the_front_page_says_how_far_each_baseline_agrees():
 
 # What the card says, and what it does not
 
-SAID_OF_THE_CARD = r"published (curriculum|stages)|(is|plays) the published hand-made|hand-made mechanism of the published"
+SAID_OF_THE_CARD = (r"published (curriculum|stages)|(is|plays) the published hand-made|hand-made mechanism of the published"
+                    r"|(properties of|wrong with) the published (training )?reward|published (environment's collusion )?signal of collusion"
+                    r"|(is|are) said to (fire|come from)|published, as said|same simulated experience")
 
 
 def test_nothing_says_of_the_card_what_is_not_in_it():
     texts = {path.stem: "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]) for path in notebooks()}
     texts |= {name: (CHECKOUT / name).read_text() for name in ("README.md", "paper/paper.typ", "data/published.json")}
     for name, text in texts.items():
-        assert not re.search(SAID_OF_THE_CARD, text), name
+        assert not re.search(SAID_OF_THE_CARD, text, re.IGNORECASE), name
     assert "does not print" in texts["paper/paper.typ"] and "does not print" in texts["data/published.json"]
 
 

@@ -15,7 +15,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..market.bidders import BEHAVIOUR, Population
+from ..market.bidders import BEHAVIOUR, HELD_OUT_RULES, LEARNING_RULES, Population
 from ..env import suite
 from ..designers.iterate import ITERATIONS, LOOK_AHEAD
 from ..market.engine import LOTS, ROUNDS, SCORED, WARM_UP
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/90_paper.ipynb #results
 SOURCE = CHECKOUT / "paper"  # paper.typ, numbers.typ, refs.bib and figures/
-NEEDED = ("baselines", "designers", "evaluation", "exploitability", "findings", "flaws", "properties",
-          "scaling", "screens", "serving", "speed", "theory", "training", "training_speed")
+NEEDED = ("baselines", "calibration", "designers", "evaluation", "exploitability", "findings", "flaws", "properties",
+          "published_tables", "scaling", "screens", "serving", "speed", "suites", "theory", "training", "training_speed")
 OPTIONAL = ("ablations", "definitions", "generalisation", "red_team", "transparency")
 RESULTS = (*NEEDED, *OPTIONAL)  # every result that the paper may read
 
@@ -69,6 +69,7 @@ def paper_facts() -> dict[str, Any]:
     market = {"LOTS": LOTS, "ROUNDS": ROUNDS, "SCORED": SCORED, "WARM_UP": WARM_UP, "steps": 10, "levers": len(FIELDS)}
     return market | {
         "results": [name for name in RESULTS if _result_file(name).is_file()], "open": len(suite("open")),
+        "stages": len(suite("stages")), "rules": LEARNING_RULES, "held-out-rules": HELD_OUT_RULES,
         "population": Population(truthful=1).model_dump(), "behaviour": BEHAVIOUR._asdict(), "library": LIBRARY,
         "ahead": {"ITERATIONS": ITERATIONS, "LOOK_AHEAD": LOOK_AHEAD}, "small": small.model_dump(),
         "card": card.model_dump(), "parameters": _parameters(data_dir() / "designer"),
@@ -142,7 +143,7 @@ def _evaluation_table() -> "pd.DataFrame":
 
 # %% ../../nbs/90_paper.ipynb #flaws-table
 def _flaws_table() -> "pd.DataFrame":
-    "One row for each number that demonstrates a property of the published reward."
+    "One row for each number that demonstrates a property that a training reward may have."
     import pandas as pd
 
     result, rows = committed_value("flaws"), []

@@ -535,7 +535,7 @@ def flaws_honest(value: dict) -> Figure:
         left.plot(curves["threshold"], curves[name], style, color=colour, label=name)
         left.plot(limits[name], alarms[name]["honest"]["value"], "o", color=colour)
     left.axhline(0.9, color="0.6", lw=0.8)
-    left.annotate("published, as said", (1.1e-4, 0.92), fontsize=8, color="0.3")
+    left.annotate("nine in ten", (1.1e-4, 0.92), fontsize=8, color="0.3")
     left.set(xscale="log", xlabel="threshold", ylabel="honest rounds with an alarm", ylim=(0, 1.03))
     for shift, who, mark, colour, label in ((-0.1, "honest", "D", RED, "honest rounds"),
                                             (0.1, "ring", "o", GREEN, "rounds in which a ring met")):
