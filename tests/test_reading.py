@@ -104,9 +104,7 @@ def test_code_fits_the_page(name):
 SHARE, SCREEN = 0.7, 40   # of the exported cells of a notebook that are shown in use right below; lines of a cell
 EMPTY = {"bool", "callable", "dir", "hasattr", "help", "id", "isinstance", "issubclass", "print", "repr", "str", "type", "vars"}
 SHOWS = {"print", "display", "show", "save_figure", "keep_figure"}
-LONG = {
-    "12_bidders#population": "one declaration, its checks and its draws: to be split into classes that build on each other",
-    "34_export#card-body": "one text, the card of a model, that is read as a whole"}
+LONG = {"34_export#card-body": "one text, the card of a model, that is read as a whole"}
 
 
 def tree_of(text):

@@ -1,5 +1,6 @@
 """What bidders' values are: uniform or of another shape, private or interdependent, of one range or of two, beside closed forms."""
 
+import hashlib
 import json
 import math
 import os
@@ -86,6 +87,18 @@ def test_a_population_of_before_is_written_as_before():
     shaped = OTHER.replace(value_shape=2.0)
     assert list(shaped.model_dump()) == [*written, "value_shape"] and Population(**shaped.model_dump()) == shaped
     assert str(OTHER) == "3 truthful, 2 shader; 2 units" and str(shaped) == "3 truthful, 2 shader; 2 units; value_shape 2"
+
+
+def digest(value):
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def test_populations_and_their_schema_are_what_they_were_in_one_class():
+    """Fields and their order, schema, texts, numbers and draws, of before the declaration was divided."""
+    rng = np.random.default_rng(3)
+    people = [*map(Population.stage, range(5)), *(draw(rng) for draw in (Population.random, Population.varied) for _ in range(100))]
+    forms = [[repr(one), str(one), one.key_text(), one.traits().tolist(), one.kinds().tolist()] for one in people]
+    assert (digest(Population.model_json_schema()), digest(forms)) == ("609d472523bec716", "7cfddb8ea43ea5e6")
 
 
 def test_a_state_of_before_is_written_and_read_as_before():

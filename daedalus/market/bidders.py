@@ -8,16 +8,17 @@ __all__ = ['KINDS', 'TRUTHFUL', 'SHADER', 'DROPOUT', 'COLLUDER', 'EXPLOITER', 'A
            'LearningRule', 'LEARNING_RULES', 'HEDGE', 'EXP3', 'UCB', 'Q_LEARNING', 'REGRET_MATCHING', 'FICTITIOUS_PLAY',
            'EVOLUTION', 'LEVEL_K', 'HELD_OUT_RULES', 'COUNTING_RULES', 'RULE_BEHAVIOUR', 'DISCOUNT', 'FIRST_ESTIMATE',
            'WIDTH', 'SELECTION', 'MUTATION', 'IMITATION', 'LEVELS', 'Rotation', 'ROTATIONS', 'NO_ROTATION', 'BY_LOT',
-           'IN_TURN', 'COVER_FROM', 'SHILL_FROM', 'SHILL_TO', 'REGISTERED_FROM', 'BIDDERS', 'TRAITS', 'TRAIT', 'VARIED',
-           'MAX_BIDDERS', 'MAX_UNITS', 'MAX_PRACTICE', 'Count', 'Units', 'LATER', 'Shape', 'Strength', 'Practice',
-           'Cover', 'shade', 'Behaviour', 'read_rules', 'openness', 'expected_lead', 'competitive_surplus', 'is_strong',
-           'arm_chances', 'draw_arm', 'shader_slopes', 'credit_one_unit', 'credit_two_units', 'feedback', 'shows',
-           'estimate', 'update_arms', 'looks_back', 'best_action', 'q_update', 'average_in', 'untried',
+           'IN_TURN', 'COVER_FROM', 'SHILL_FROM', 'SHILL_TO', 'REGISTERED_FROM', 'BIDDERS', 'TRAITS', 'TRAIT',
+           'MAX_BIDDERS', 'Count', 'MAX_UNITS', 'MAX_PRACTICE', 'Units', 'Shape', 'Strength', 'Practice', 'Cover',
+           'LATER', 'VARIED', 'shade', 'Behaviour', 'read_rules', 'openness', 'expected_lead', 'competitive_surplus',
+           'is_strong', 'arm_chances', 'draw_arm', 'shader_slopes', 'credit_one_unit', 'credit_two_units', 'feedback',
+           'shows', 'estimate', 'update_arms', 'looks_back', 'best_action', 'q_update', 'average_in', 'untried',
            'optimistic_action', 'regret_chances', 'update_regret', 'average_shown', 'best_answer', 'replicate',
            'level_payoffs', 'level_arm', 'draw_by_rule', 'learn_by_rule', 'entry_probability', 'monitoring',
            'detection', 'ring_resolve', 'whose_turn', 'cover_share', 'flip_payoff', 'shill_detection', 'shill_range',
            'shill_payoff', 'credit_tricks', 'Bidder', 'bidder_number', 'bidder_type', 'BidderError', 'PopulationError',
-           'source_function', 'within', 'Population', 'opening_memory']
+           'source_function', 'TypeCounts', 'Seats', 'MarketFields', 'PopulationForms', 'within', 'Population',
+           'opening_memory']
 
 # %% ../../nbs/12_bidders.ipynb #imports
 import hashlib
@@ -666,6 +667,151 @@ TRAITS = ("bidders", "n_items", "value_low", "value_high", "second_unit", "retur
           "value_shape", "interdependence", "strong", "strength", "rotation", "cover")
 TRAIT = named("Traits", TRAITS, __name__)(*range(len(TRAITS)))   # the place of each, by name
 
+# %% ../../nbs/12_bidders.ipynb #type-counts
+MAX_BIDDERS = 64
+Count = Annotated[int, whole(0, MAX_BIDDERS)]
+
+class TypeCounts(Record):
+    "How many bidders there are of each type, of registered ones too."
+    refusal = PopulationError
+    others = "; register_bidder makes a function a type of bidder"
+    model_config = ConfigDict(extra="allow")   # counts of registered types, by name
+    __pydantic_extra__: dict[str, Count] = Field(init=False)
+    truthful: Count = Field(0, description="bidders that bid their value")
+    shader: Count = Field(0, description="bidders that learn how much to shade")
+    dropout: Count = Field(0, description="shaders that stay away when entry does not pay")
+    colluder: Count = Field(0, description="members of one ring")
+    exploiter: Count = Field(0, description="shaders that also flip and shill")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        "Every name is a field or a registered type."
+        strange = [name for name in given if name not in (*cls.model_fields, *BIDDERS)] if isinstance(given, dict) else []
+        if not strange: return given
+        raise ValidationError.from_exception_data(cls.__name__, [
+            {"type": "extra_forbidden", "loc": (name,), "input": given[name]} for name in strange])
+
+    @classmethod
+    def extra_fields(cls) -> tuple[str, ...]:
+        "The registered types of bidder, of which there may be some too."
+        return tuple(BIDDERS)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema, handler):
+        "The JSON schema, with the registered types."
+        schema = handler(core_schema)
+        resolved = handler.resolve_ref_schema(schema)
+        count = resolved["properties"]["truthful"] | {"default": 0}
+        resolved["properties"] |= {name: count | {"title": name, "description": f"bidders of the registered type {name}"}
+                                for name in sorted(BIDDERS)}
+        resolved["additionalProperties"] = False
+        return schema
+
+# %% ../../nbs/12_bidders.ipynb #seats
+class Seats(TypeCounts):
+    "Bidders seat by seat: at least one, and not more than the market seats."
+
+    @model_validator(mode="after")
+    def _seated(self):
+        "Registered types that take part, in the order of their names; a count of 0 is none."
+        extra = self.__pydantic_extra__ or {}
+        counts = {name: extra[name] for name in sorted(extra) if extra[name]}
+        extra.clear()
+        extra.update(counts)
+        if 1 <= self.bidders <= MAX_BIDDERS: return self
+        raise ValueError(f"the counts must add up to 1 to {MAX_BIDDERS} bidders, not {self.bidders}")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        "Bidders of each type of the package, in the order of KINDS."
+        return tuple(getattr(self, kind) for kind in KINDS)
+
+    @property
+    def registered(self) -> dict[str, int]:
+        "Bidders of each registered type that takes part, by name."
+        return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def bidders(self) -> int:
+        "Bidders in all."
+        return sum(self.counts) + sum(self.registered.values())
+
+    def kinds(self) -> np.ndarray:
+        "The type of each bidder, int64 [bidders]: an index into KINDS, or the number of a registered type, which come last."
+        others = [bidder_number(name) for name in self.registered]
+        return np.repeat([*range(len(KINDS)), *others], [*self.counts, *self.registered.values()])
+
+# %% ../../nbs/12_bidders.ipynb #market-fields
+MAX_UNITS, MAX_PRACTICE = 8, 500
+Units = Annotated[int, whole(1, MAX_UNITS)]
+Shape = Annotated[float, amount(10, 0.1)]
+Strength = Annotated[float, amount(10, 1)]
+Practice = Annotated[int, whole(0, MAX_PRACTICE)]
+Cover = Annotated[float, amount(0.5)]
+
+class MarketFields(Seats):
+    "What the bidders of a market bid for and how they go about it, with ranges and defaults."
+    n_items: Units = Field(1, description="identical units in each lot")
+    value_low: Share = Field(0.3, description="lowest value of a first unit")
+    value_high: Share = Field(1.0, description="highest value of a first unit")
+    second_unit: Share = Field(0.7, description="worth of a second unit relative to the first; 0: unit demand")
+    return_rate: Share = Field(0.15, description="chance that a unit turns out to be worthless to its buyer")
+    learning: LearningRule = Field("hedge", description="rule by which strategic bidders learn")
+    practice: Practice = Field(0, description="sessions under the default mechanism before an episode's own warm-up")
+    value_shape: Shape = Field(1.0, description="a of the distribution of values, F(v) = ((v - low) / (high - low)) ** a")
+    interdependence: Share = Field(0.0, description="eta: a value is 1 - eta/2 own signal, eta/2 mean of the others'")
+    strong: Count = Field(0, description="bidders, spread evenly over the seats, whose range of values reaches further")
+    strength: Strength = Field(1.0, description="how much further: to value_low + strength * (value_high - value_low)")
+    rotation: Rotation = Field("none", description="who wins for the ring: none, its best; random, drawn by lot; turn, in turn")
+    cover: Cover = Field(0.0, description="margin of the ring's cover bids, a share of its winner's bid; 0: losers are silent")
+
+    @model_validator(mode="after")
+    def _possible(self):
+        "Ranges of values that are some, within 0 and 1."
+        if self.value_low >= self.value_high:
+            raise ValueError(f"value_low must be below value_high ({self.value_high}), not {self.value_low}")
+        most = (1 - self.value_low) / (self.value_high - self.value_low)
+        if self.strong > self.bidders:
+            raise ValueError(f"strong must be at most the {self.bidders} bidders, not {self.strong}")
+        if self.strong and self.strength > most + 1e-9:
+            raise ValueError(f"strength must be at most {most:.4g} where values go from {self.value_low} to {self.value_high}, "
+                             f"so that none is above 1, not {self.strength}")
+        return self
+
+# %% ../../nbs/12_bidders.ipynb #population-forms
+LATER = TRAITS[TRAIT.learning:]   # fields that are written only where they differ from their default
+
+class PopulationForms(MarketFields):
+    "Bidders and their market in each form in which they are read."
+
+    @model_serializer(mode="wrap")
+    def _written(self, write):
+        "As plain values, without the `LATER` fields that are at their default."
+        return {name: value for name, value in write(self).items()
+                if name not in LATER or value != type(self).model_fields[name].default}
+
+    def traits(self) -> np.ndarray:
+        "What compiled code reads of the market, float64 [traits], in the order of TRAIT."
+        numbers = dict(self) | {"bidders": self.bidders, "learning": LEARNING_RULES.index(self.learning),
+                                "rotation": ROTATIONS.index(self.rotation)}
+        return np.array([numbers[name] for name in TRAITS], np.float64)
+
+    def surplus(self) -> float:
+        "What one of the bidders earns in a competitive lot of one unit on average: the unit of fines and gains."
+        return competitive_surplus(self.value_low, self.value_high, self.bidders, self.value_shape, self.interdependence,
+                                   self.strong, self.strength)
+
+    def __str__(self):
+        counts = dict(zip(KINDS, self.counts)) | self.registered
+        who = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        parts = [who] + [f"{self.n_items} units"] * (self.n_items > 1)
+        parts += [self.learning.replace("_", " ")] * (self.learning != "hedge")
+        parts += [f"{self.practice} sessions of practice"] * (self.practice > 0)
+        drawn = [f"{name} {value if isinstance(value, str) else format(value, 'g')}" for name, value in self.__repr_args__()
+                 if name in TRAITS[TRAIT.value_shape:]]
+        return "; ".join(parts + drawn)
+
 # %% ../../nbs/12_bidders.ipynb #varied
 def within(
     low: float, high: float, # both at least 0
@@ -691,120 +837,8 @@ VARIED: dict[str, Callable[[np.random.Generator, dict], Any]] = { # name -> draw
     "cover": lambda rng, drawn: within(0.02, 0.2, 0.5)(rng, drawn) if drawn["colluder"] > 1 else 0.0}
 
 # %% ../../nbs/12_bidders.ipynb #population
-MAX_BIDDERS, MAX_UNITS, MAX_PRACTICE = 64, 8, 500
-Count = Annotated[int, whole(0, MAX_BIDDERS)]
-Units = Annotated[int, whole(1, MAX_UNITS)]
-LATER = TRAITS[TRAIT.learning:]   # fields that are written only where they differ from their default
-Shape = Annotated[float, amount(10, 0.1)]
-Strength = Annotated[float, amount(10, 1)]
-Practice = Annotated[int, whole(0, MAX_PRACTICE)]
-Cover = Annotated[float, amount(0.5)]
-
-class Population(Record):
+class Population(PopulationForms):
     "Who bids, and for what: counts of bidders by type and the market's few parameters; immutable, hashable, always valid."
-    refusal = PopulationError
-    others = "; register_bidder makes a function a type of bidder"
-    model_config = ConfigDict(extra="allow")   # counts of registered types, by name
-    __pydantic_extra__: dict[str, Count] = Field(init=False)
-    truthful: Count = Field(0, description="bidders that bid their value")
-    shader: Count = Field(0, description="bidders that learn how much to shade")
-    dropout: Count = Field(0, description="shaders that stay away when entry does not pay")
-    colluder: Count = Field(0, description="members of one ring")
-    exploiter: Count = Field(0, description="shaders that also flip and shill")
-    n_items: Units = Field(1, description="identical units in each lot")
-    value_low: Share = Field(0.3, description="lowest value of a first unit")
-    value_high: Share = Field(1.0, description="highest value of a first unit")
-    second_unit: Share = Field(0.7, description="worth of a second unit relative to the first; 0: unit demand")
-    return_rate: Share = Field(0.15, description="chance that a unit turns out to be worthless to its buyer")
-    learning: LearningRule = Field("hedge", description="rule by which strategic bidders learn")
-    practice: Practice = Field(0, description="sessions under the default mechanism before an episode's own warm-up")
-    value_shape: Shape = Field(1.0, description="a of the distribution of values, F(v) = ((v - low) / (high - low)) ** a")
-    interdependence: Share = Field(0.0, description="eta: a value is 1 - eta/2 own signal, eta/2 mean of the others'")
-    strong: Count = Field(0, description="bidders, spread evenly over the seats, whose range of values reaches further")
-    strength: Strength = Field(1.0, description="how much further: to value_low + strength * (value_high - value_low)")
-    rotation: Rotation = Field("none", description="who wins for the ring: none, its best; random, drawn by lot; turn, in turn")
-    cover: Cover = Field(0.0, description="margin of the ring's cover bids, a share of its winner's bid; 0: losers are silent")
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, given: Any) -> Any:
-        "Every name is a field or a registered type."
-        known = (*cls.model_fields, *sorted(BIDDERS))
-        strange = [name for name in given if name not in known] if isinstance(given, dict) else []
-        if not strange: return given
-        raise ValidationError.from_exception_data(cls.__name__, [
-            {"type": "extra_forbidden", "loc": (name,), "input": given[name]} for name in strange])
-
-    @classmethod
-    def extra_fields(cls) -> tuple[str, ...]:
-        "The registered types of bidder, of which there may be some too."
-        return tuple(BIDDERS)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema, handler):
-        "The JSON schema, with the registered types."
-        schema = handler(core_schema)
-        resolved = handler.resolve_ref_schema(schema)
-        count = resolved["properties"]["truthful"] | {"default": 0}
-        resolved["properties"] |= {name: count | {"title": name, "description": f"bidders of the registered type {name}"}
-                                for name in sorted(BIDDERS)}
-        resolved["additionalProperties"] = False
-        return schema
-
-    @model_validator(mode="after")
-    def _possible(self):
-        "At least one bidder and not more than the market seats, and ranges of values that are some, within 0 and 1."
-        extra = self.__pydantic_extra__ or {}
-        counts = {name: extra[name] for name in sorted(extra) if extra[name]}
-        extra.clear()
-        extra.update(counts)
-        if not 1 <= self.bidders <= MAX_BIDDERS:
-            raise ValueError(f"the counts must add up to 1 to {MAX_BIDDERS} bidders, not {self.bidders}")
-        if self.value_low >= self.value_high:
-            raise ValueError(f"value_low must be below value_high ({self.value_high}), not {self.value_low}")
-        most = (1 - self.value_low) / (self.value_high - self.value_low)
-        if self.strong > self.bidders:
-            raise ValueError(f"strong must be at most the {self.bidders} bidders, not {self.strong}")
-        if self.strong and self.strength > most + 1e-9:
-            raise ValueError(f"strength must be at most {most:.4g} where values go from {self.value_low} to {self.value_high}, "
-                             f"so that none is above 1, not {self.strength}")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _written(self, write):
-        "As plain values, without the `LATER` fields that are at their default."
-        return {name: value for name, value in write(self).items()
-                if name not in LATER or value != type(self).model_fields[name].default}
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        "Bidders of each type of the package, in the order of KINDS."
-        return tuple(getattr(self, kind) for kind in KINDS)
-
-    @property
-    def registered(self) -> dict[str, int]:
-        "Bidders of each registered type that takes part, by name."
-        return dict(self.__pydantic_extra__ or {})
-
-    @property
-    def bidders(self) -> int:
-        "Bidders in all."
-        return sum(self.counts) + sum(self.registered.values())
-
-    def kinds(self) -> np.ndarray:
-        "The type of each bidder, int64 [bidders]: an index into KINDS, or the number of a registered type, which come last."
-        others = [bidder_number(name) for name in self.registered]
-        return np.repeat([*range(len(KINDS)), *others], [*self.counts, *self.registered.values()])
-
-    def traits(self) -> np.ndarray:
-        "What compiled code reads of the market, float64 [traits], in the order of TRAIT."
-        numbers = dict(self) | {"bidders": self.bidders, "learning": LEARNING_RULES.index(self.learning),
-                                "rotation": ROTATIONS.index(self.rotation)}
-        return np.array([numbers[name] for name in TRAITS], np.float64)
-
-    def surplus(self) -> float:
-        "What one of the bidders earns in a competitive lot of one unit on average: the unit of fines and gains."
-        return competitive_surplus(self.value_low, self.value_high, self.bidders, self.value_shape, self.interdependence,
-                                   self.strong, self.strength)
 
     @classmethod
     def stage(cls,
@@ -838,16 +872,6 @@ class Population(Record):
         for name, draw in draws.items(): drawn[name] = draw(rng, drawn)
         del drawn["bidders"]
         return cls(**drawn)
-
-    def __str__(self):
-        counts = dict(zip(KINDS, self.counts)) | self.registered
-        who = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        parts = [who] + [f"{self.n_items} units"] * (self.n_items > 1)
-        parts += [self.learning.replace("_", " ")] * (self.learning != "hedge")
-        parts += [f"{self.practice} sessions of practice"] * (self.practice > 0)
-        drawn = [f"{name} {value if isinstance(value, str) else format(value, 'g')}" for name, value in self.__repr_args__()
-                 if name in TRAITS[TRAIT.value_shape:]]
-        return "; ".join(parts + drawn)
 
 # %% ../../nbs/12_bidders.ipynb #opening-memory
 def opening_memory(
