@@ -165,6 +165,22 @@ def _quieten() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
+# %% ../nbs/62_cli.ipynb #counts
+def _at_least(
+    least: int,
+    **options: int | None,  # what was given, by name; None: nothing
+) -> None:
+    """Refuse an option whose number is too small."""
+    for name, number in options.items():
+        if number is not None and number < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, not {number}")
+
+
+def _report_jobs() -> None:
+    """Let jobs say what each part of long work cost."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("daedalus.jobs").setLevel(logging.INFO)
+
 # %% ../nbs/62_cli.ipynb #load
 Load = Annotated[list[Path] | None, typer.Option(
     "--load", envvar="DAEDALUS_LOAD", metavar="FILE.py",
@@ -218,10 +234,8 @@ def inference(
 
     An episode is 10 mechanisms for one market, and its score the mean reward R, between 0 and 1.
     """
-    if n_episodes < 1:
-        raise ValueError(f"--n-episodes must be 1 or more, not {n_episodes}")
-    if seed < 0:
-        raise ValueError(f"--seed must be 0 or more, not {seed}")
+    _at_least(1, n_episodes=n_episodes)
+    _at_least(0, seed=seed)
     _load(load)
     wanted = _wanted(objective)
     check_output(output)
@@ -409,9 +423,8 @@ def train(
 
     Phase follows phase; a training that was interrupted goes on when the same command is given again.
     """
-    for option, count, least in (("--seed", seed, 0), ("--episodes", episodes, 1)):
-        if count < least:
-            raise ValueError(f"{option} must be {least} or more, not {count}")
+    _at_least(0, seed=seed)
+    _at_least(1, episodes=episodes)
     _quieten()
     from daedalus.training.export import hub_job as job
 
@@ -462,8 +475,7 @@ def rivals(
 
     Interrupted, it goes on when the same command is given again.
     """
-    if workers < 1:
-        raise ValueError(f"--workers must be 1 or more, not {workers}")
+    _at_least(1, workers=workers)
     output = output or work / "learned"
     for option, folder in (("--work", work), ("--output", output)):
         if folder.exists() and not folder.is_dir():
@@ -472,8 +484,7 @@ def rivals(
     check_output(output / "record.json")
     from daedalus.designers.rivals import learn_rivals
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("daedalus.jobs").setLevel(logging.INFO)
+    _report_jobs()
     record = learn_rivals(output, 0, workers, work)
     typer.echo(f"{len(record['rivals'])} rivals, {sum(record['seconds'].values()):.0f} s of processor time: {output}")
 
@@ -486,29 +497,29 @@ def search(
     workers: Annotated[int, typer.Option(help="Processes, 1 or more: the result is the same.")] = 1,
     cluster: Annotated[str | None, typer.Option(help="Dask scheduler to run on, such as tcp://host:8786.")] = None,
     work: Annotated[Path, typer.Option(help="Folder where finished parts are kept.")] = Path("build", "search"),
-    output: Annotated[Path, typer.Option(help="JSON file for what is found.")] = Path("build", "results",
-                                                                                      "search.json"),
+    output: Annotated[Path, typer.Option(help="JSON file for what is found.")] = Path("build", "results", "search.json"),
     objective: Annotated[str, typer.Option(help=OBJECTIVE)] = PUBLISHED,
+    load: Load = None,
 ) -> int:
     """Search for the best mechanisms.
 
     The best fixed mechanism of each suite and the best for each of its populations go to --output, with a record of how
-    they were found. The committed ones stay as they are; with DAEDALUS_RESULTS_DIR=build/results the library reads yours.
-    A search that was interrupted goes on when the same command is given again.
+    they were found; formats and suites that --load brings are searched too. The committed ones stay as they are; with
+    DAEDALUS_RESULTS_DIR=build/results the library reads yours. A search that was interrupted goes on when the same
+    command is given again.
     """
     jobs, wanted = workers if cluster is None else cluster, _wanted(objective)
-    for option, count, least in (("--budget", budget, 1), ("--seed", seed, 0), ("--workers", workers, 1)):
-        if count < least:
-            raise ValueError(f"{option} must be {least} or more, not {count}")
+    _at_least(1, budget=budget, workers=workers)
+    _at_least(0, seed=seed)
     for option, folder in (("--work", work), ("the folder of --output", output.parent)):
         check_folder(option, folder)
+    _load(load)
     output.parent.mkdir(parents=True, exist_ok=True)
     check_output(output)
     from daedalus.jobs import JobError
     from daedalus.designers.search import search_record, search_suites
 
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("daedalus.jobs").setLevel(logging.INFO)
+    _report_jobs()
     try:
         searched = search_suites(budget=budget, seed=seed, jobs=jobs, folder=str(work), objective=wanted)
     except JobError as error:
@@ -517,14 +528,6 @@ def search(
     write_text(output, json.dumps(search_record(searched), indent=1) + "\n")
     typer.echo(f"written: {output}")
     return 0
-
-# %% ../nbs/62_cli.ipynb #check-jobs
-def _check_jobs(
-    jobs: int | None,
-) -> None:
-    """Refuse less than one notebook at a time."""
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"--jobs must be 1 or more, not {jobs}")
 
 # %% ../nbs/62_cli.ipynb #reproduce
 @app.command()
@@ -545,7 +548,7 @@ def reproduce(
     """
     from daedalus.pipeline import reproduce as runner
 
-    _check_jobs(jobs)
+    _at_least(1, jobs=jobs)
     only = only or []
     if show and len(only) != 1:
         raise ValueError("--show needs --only NAME, once")
@@ -578,7 +581,7 @@ def verify(
     """
     from daedalus.pipeline import verify as checker
 
-    _check_jobs(jobs)
+    _at_least(1, jobs=jobs)
     _quieten()
     if not list_:
         return checker.verify(profile, only, force, jobs)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._runtime import added_code
 from ..market.bidders import Population
 from .critic import Critic
 from .base import READINGS, ContextualDesigner, Kernel, KernelRidge, explore, holding_rewards, readings
@@ -28,7 +29,8 @@ from ..paths import data_dir, install_hint
 from ..results import read_result, short_hash
 from ..seeds import block_keys, block_of
 from ..schema import (
-    DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, Objective, whole_number)
+    AUCTION_TYPES, DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, Objective,
+    known_auction_types, whole_number)
 
 # %% ../../nbs/22_search.ipynb #episode-scores
 def episode_scores(
@@ -166,6 +168,9 @@ def search_suites(
         took[what] = round(sum(each.seconds for each in done), 1)
         return [each.result for each in done]
 
+    for name in SUITES:
+        if all(isinstance(case, Population) for case in suite(name)): continue
+        raise ValueError(f"suite {name!r} must hold populations to be searched, not pairs: suite_bank knows what is best by briefs")
     people = everyone()
     elites = run("populations climbed", [_climb_job(p, budget, seed, objective) for p in people])
     best = run("oracles chosen", [_choice_job(elites, at, final, seed, objective) for at in range(len(people))])
@@ -174,16 +179,23 @@ def search_suites(
              for name, fix in zip(SUITES, fixed)}
     params: dict[str, Any] = {"budget": budget, "fixed_budget": fixed_budget, "final": final, "seed": seed}
     if objective != PUBLISHED_OBJECTIVE: params["objective"] = objective.text()
+    if added := added_code(): params["added"] = added   # formats and bidders of a user's, by their code
     return Search(suites, elites, params, took)
 
 # %% ../../nbs/22_search.ipynb #search-jobs
+def _formats() -> list[dict[str, str]]:
+    "What is fixed in each climb of a population: in the first nothing, then each registered format, which no draw gives."
+    return [{}, *({"auction_type": name} for name in known_auction_types()[len(AUCTION_TYPES):])]
+
+
 def _pool(elites) -> list[Mechanism]:
     "What is offered to everybody: the three best of each climb, and what was made by hand."
-    return [Mechanism(**fields) for elite in elites for fields in elite[:3]] + [DEFAULT_MECHANISM, INFORMED_GREEDY]
+    kept = 3 * len(_formats())
+    return [Mechanism(**fields) for elite in elites for fields in elite[:kept]] + [DEFAULT_MECHANISM, INFORMED_GREEDY]
 
 
 def _climb_job(population, budget, seed, objective) -> Job:
-    return Job(_climbed, (population, budget, seed, objective), climb_rounds(budget))
+    return Job(_climbed, (population, budget, seed, objective), len(_formats()) * climb_rounds(budget))
 
 
 def _choice_job(elites, at, final, seed, objective) -> Job:
@@ -199,8 +211,10 @@ def _fixed_job(elites, name, budget, final, seed, objective) -> Job:
 
 
 def _climbed(population, budget, seed, objective) -> list[dict]:
-    "What `climb` finds for one population, as a job."
-    return [dict(m) for m in climb([population], budget, seed, block=block_of("oracle climbs"), objective=objective)]
+    "What `climb` finds for one population, as a job: the best of each climb, then the second best."
+    briefs = [Brief(objective=objective, fixed=fixed) for fixed in _formats()]
+    found = [climb([population], budget, seed, brief=brief) for brief in briefs]
+    return [dict(each[rank]) for rank in range(ELITE) for each in found if rank < len(each)]
 
 
 def _chosen(pool, populations, final, seed, objective) -> dict:
