@@ -34,3 +34,10 @@ def test_names_are_the_fields(path):
     code = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     used = {name for source in code if not source.startswith(("%", "!")) for name in names(source + "\n")}
     assert not REFUSED & used - KEPT.get(path.stem, set())
+
+
+def test_learners_of_a_game_have_runs_and_no_sessions():
+    """A session is a market's round of lots or, in OpenEnv's protocol, a client's episode: not a third thing."""
+    path = next(path for path in notebooks() if path.stem == "13_learners")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert not [cell["id"] for cell in cells if re.search("session", "".join(cell["source"]) + cell["id"], re.IGNORECASE)]

@@ -113,35 +113,35 @@ def disclose(
 
 # %% ../../nbs/13_learners.ipynb #play
 class Play(NamedTuple):
-    "What sessions of play leave behind."
-    revenue: np.ndarray # float [sessions, blocks]: the seller's mean revenue
-    payoffs: np.ndarray # float [sessions, blocks, n]: the players' mean payoffs
-    played: np.ndarray  # float [sessions, n, actions]: how often each action was played in the last block
-    memory: np.ndarray  # float [sessions, n, states, actions]: what each action was thought to be worth in the end
-    last: np.ndarray    # int [sessions, n]: what each player remembered in the end
+    "What runs of a game leave behind."
+    revenue: np.ndarray # float [runs, blocks]: the seller's mean revenue
+    payoffs: np.ndarray # float [runs, blocks, n]: the players' mean payoffs
+    played: np.ndarray  # float [runs, n, actions]: how often each action was played in the last block
+    memory: np.ndarray  # float [runs, n, states, actions]: what each action was thought to be worth in the end
+    last: np.ndarray    # int [runs, n]: what each player remembered in the end
 
 
 def _empty_play(
     game: Game,
-    seeds: Sequence[tuple[int, int]], # one for each session
-    rounds: int,                      # rounds of a session
-    blocks: int,                      # parts of a session that are kept
+    seeds: Sequence[tuple[int, int]], # one for each run
+    rounds: int,                      # rounds of a run
+    blocks: int,                      # parts of a run that are kept
 ) -> tuple[Play, np.ndarray]:
-    "Room for a play, and the seeds as the generator's keys, uint64 [sessions, 2]."
+    "Room for a play, and the seeds as the generator's keys, uint64 [runs, 2]."
     if blocks < 1 or rounds < blocks or rounds % blocks:
         raise ValueError(f"rounds is {rounds}; allowed: a multiple of blocks ({blocks})")
     keys, n = np.asarray(seeds, np.uint64), game.payoffs.shape[1]
-    if keys.ndim != 2 or keys.shape[1] != 2: raise ValueError(f"seeds has shape {keys.shape}; allowed: [sessions, 2]")
+    if keys.ndim != 2 or keys.shape[1] != 2: raise ValueError(f"seeds has shape {keys.shape}; allowed: [runs, 2]")
     count = len(keys)
     return Play(np.zeros((count, blocks)), np.zeros((count, blocks, n)), np.zeros((count, n, game.actions)),
                 np.zeros((count, n, game.states, game.actions)), np.zeros((count, n), np.int64)), keys
 
 def seeds_of(
     seed: int,     # which experiment
-    sessions: int, # how many
+    runs: int, # how many
 ) -> np.ndarray:
-    "Seeds of the sessions of one experiment, int [sessions, 2]: (seed, 0), (seed, 1), ..."
-    return np.stack([np.full(sessions, seed), np.arange(sessions)], 1)
+    "Seeds of the runs of one experiment, int [runs, 2]: (seed, 0), (seed, 1), ..."
+    return np.stack([np.full(runs, seed), np.arange(runs)], 1)
 
 # %% ../../nbs/13_learners.ipynb #profile-of
 @compiled
@@ -174,11 +174,11 @@ def _count_round(payoffs, revenue, case, at, acts, block, share, last, out_reven
         out_payoffs[block, i] += share * payoffs[case, i, at]
         if last: out_played[i, acts[i]] += share
 
-# %% ../../nbs/13_learners.ipynb #q-session
+# %% ../../nbs/13_learners.ipynb #q-run
 @compiled
-def _q_session(payoffs, revenue, seen, worth, key0, key1, rounds, rate, discount, epsilon, decay, known,
+def _q_run(payoffs, revenue, seen, worth, key0, key1, rounds, rate, discount, epsilon, decay, known,
                state, acts, draws, out_revenue, out_payoffs, out_played):
-    "Play one session; `worth` and `state` are where the players begin and end."
+    "Play one run; `worth` and `state` are where the players begin and end."
     cases, n, actions = payoffs.shape[0], acts.size, worth.shape[2]
     length = rounds // out_revenue.size
     for t in range(rounds):
@@ -222,15 +222,15 @@ def indifferent(
 # %% ../../nbs/13_learners.ipynb #q-learning
 def q_learning(
     game: Game,
-    seeds: Sequence[tuple[int, int]], # one for each session
-    rounds: int,                      # rounds of a session, a multiple of `blocks`
+    seeds: Sequence[tuple[int, int]], # one for each run
+    rounds: int,                      # rounds of a run, a multiple of `blocks`
     rate: float = 0.05,               # alpha: the part of an error that is corrected
     discount: float = 0.99,           # gamma
     epsilon: float = 0.025,           # chance of a random action in round 0
     decay: float = 0.0002,            # beta: how fast that chance falls
     known: int = NOTHING,             # what players learn of other actions' payoffs: bidders.NOTHING or EVERYTHING
     initial: np.ndarray | None = None,# float [n, states, actions]: first estimates; default: `optimistic`
-    blocks: int = 50,                 # parts of a session that are kept
+    blocks: int = 50,                 # parts of a run that are kept
 ) -> Play:
     "Epsilon-greedy Q-learners against each other (defaults: Banchio and Skrzypacz, 2022); same seed, same bits."
     if known not in (NOTHING, EVERYTHING): raise ValueError(f"known is {known}; allowed: NOTHING or EVERYTHING")
@@ -241,15 +241,15 @@ def q_learning(
     n = game.payoffs.shape[1]
     acts, draws = np.zeros(n, np.int64), np.empty(8 * (2 * n // 8 + 1))
     for at, (key0, key1) in enumerate(keys):
-        _q_session(game.payoffs, game.revenue, game.seen, play.memory[at], key0, key1, rounds, rate, discount, epsilon,
+        _q_run(game.payoffs, game.revenue, game.seen, play.memory[at], key0, key1, rounds, rate, discount, epsilon,
                    decay, known, play.last[at], acts, draws, play.revenue[at], play.payoffs[at], play.played[at])
     return play
 
-# %% ../../nbs/13_learners.ipynb #exp3-session
+# %% ../../nbs/13_learners.ipynb #exp3-run
 @compiled
-def _exp3_session(payoffs, revenue, log_weight, key0, key1, rounds, known, behaviour,
+def _exp3_run(payoffs, revenue, log_weight, key0, key1, rounds, known, behaviour,
                   acts, draws, chances, revealed, out_revenue, out_payoffs, out_played):
-    "Play one session; `log_weight` is where the players begin and end."
+    "Play one run; `log_weight` is where the players begin and end."
     cases, n, actions = payoffs.shape[0], acts.size, log_weight.shape[1]
     length = rounds // out_revenue.size
     for t in range(rounds):
@@ -269,12 +269,12 @@ def _exp3_session(payoffs, revenue, log_weight, key0, key1, rounds, known, behav
 # %% ../../nbs/13_learners.ipynb #exp3
 def exp3(
     game: Game,
-    seeds: Sequence[tuple[int, int]], # one for each session
-    rounds: int,                      # rounds of a session, a multiple of `blocks`
+    seeds: Sequence[tuple[int, int]], # one for each run
+    rounds: int,                      # rounds of a run, a multiple of `blocks`
     precision: float,                 # log-weight gained per unit of payoff
     tremble: float = 0.01,            # share of rounds with a random action
     known: int = NOTHING,             # NOTHING: EXP3; EVERYTHING: Hedge
-    blocks: int = 50,                 # parts of a session that are kept
+    blocks: int = 50,                 # parts of a run that are kept
 ) -> Play:
     "Bidders without regret against each other: EXP3, or Hedge; same seed, same bits."
     if known not in (NOTHING, EVERYTHING): raise ValueError(f"known is {known}; allowed: NOTHING or EVERYTHING")
@@ -285,15 +285,15 @@ def exp3(
     acts, draws = np.zeros(n, np.int64), np.empty(8 * (n // 8 + 1))
     chances, revealed = np.empty((n, game.actions)), np.empty(game.actions)
     for at, (key0, key1) in enumerate(keys):
-        _exp3_session(game.payoffs, game.revenue, play.memory[at, :, 0], key0, key1, rounds, known, behaviour,
+        _exp3_run(game.payoffs, game.revenue, play.memory[at, :, 0], key0, key1, rounds, known, behaviour,
                       acts, draws, chances, revealed, play.revenue[at], play.payoffs[at], play.played[at])
     return play
 
-# %% ../../nbs/13_learners.ipynb #ucb-session
+# %% ../../nbs/13_learners.ipynb #ucb-run
 @compiled
-def _ucb_session(payoffs, revenue, mean, key0, key1, rounds, width,
+def _ucb_run(payoffs, revenue, mean, key0, key1, rounds, width,
                  acts, draws, count, out_revenue, out_payoffs, out_played):
-    "Play one session; `mean` is where the players' means end."
+    "Play one run; `mean` is where the players' means end."
     cases, n, actions = payoffs.shape[0], acts.size, mean.shape[1]
     length = rounds // out_revenue.size
     for t in range(rounds):
@@ -318,10 +318,10 @@ def _ucb_session(payoffs, revenue, mean, key0, key1, rounds, width,
 # %% ../../nbs/13_learners.ipynb #ucb
 def ucb(
     game: Game,
-    seeds: Sequence[tuple[int, int]], # one for each session
-    rounds: int,                      # rounds of a session, a multiple of `blocks`
+    seeds: Sequence[tuple[int, int]], # one for each run
+    rounds: int,                      # rounds of a run, a multiple of `blocks`
     width: float = 0.5,               # weight of the bound, in units of payoff
-    blocks: int = 50,                 # parts of a session that are kept
+    blocks: int = 50,                 # parts of a run that are kept
 ) -> Play:
     "Bidders that give little-known actions the benefit of the doubt; same seed, same bits."
     if game.states > 1: raise ValueError("game has memory; allowed: a game that discloses nothing")
@@ -329,7 +329,7 @@ def ucb(
     n = game.payoffs.shape[1]
     acts, draws = np.zeros(n, np.int64), np.empty(8 * (n // 8 + 1))
     for at, (key0, key1) in enumerate(keys):
-        _ucb_session(game.payoffs, game.revenue, play.memory[at, :, 0], key0, key1, rounds, width, acts, draws,
+        _ucb_run(game.payoffs, game.revenue, play.memory[at, :, 0], key0, key1, rounds, width, acts, draws,
                      np.zeros((n, game.actions)), play.revenue[at], play.payoffs[at], play.played[at])
     return play
 
@@ -338,12 +338,12 @@ def follow(
     game: Game,
     play: Play,                      # where learning ended
     rounds: int,                     # how many to follow
-    forced: np.ndarray | None = None,# int [sessions]: what player 0 is made to do in the first round; -1: nothing
-) -> tuple[np.ndarray, Play]:        # actions, int [sessions, rounds, n], and the play as it stands after them
+    forced: np.ndarray | None = None,# int [runs]: what player 0 is made to do in the first round; -1: nothing
+) -> tuple[np.ndarray, Play]:        # actions, int [runs, rounds, n], and the play as it stands after them
     "Let players without further learning or chance take their best actions, one of them deviating at first."
-    best, state = play.memory.argmax(3), play.last.copy()                    # [sessions, n, states], [sessions, n]
-    sessions, n = state.shape
-    acts = np.empty((sessions, rounds, n), np.int64)
+    best, state = play.memory.argmax(3), play.last.copy()                    # [runs, n, states], [runs, n]
+    runs, n = state.shape
+    acts = np.empty((runs, rounds, n), np.int64)
     for t in range(rounds):
         now = np.take_along_axis(best, state[:, :, None], axis=2)[:, :, 0]
         if t == 0 and forced is not None: now[:, 0] = np.where(forced >= 0, forced, now[:, 0])
