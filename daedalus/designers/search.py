@@ -212,9 +212,8 @@ def _fixed_job(elites, name, budget, final, seed, objective) -> Job:
 
 def _climbed(population, budget, seed, objective) -> list[dict]:
     "What `climb` finds for one population, as a job: the best of each climb, then the second best."
-    briefs = [Brief(objective=objective, fixed=fixed) for fixed in _formats()]
-    found = [climb([population], budget, seed, brief=brief) for brief in briefs]
-    return [dict(each[rank]) for rank in range(ELITE) for each in found if rank < len(each)]
+    climbs = [climb([population], budget, seed, brief=Brief(objective=objective, fixed=fixed)) for fixed in _formats()]
+    return [dict(each[rank]) for rank in range(ELITE) for each in climbs if rank < len(each)]
 
 
 def _chosen(pool, populations, final, seed, objective) -> dict:
