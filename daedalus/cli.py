@@ -369,17 +369,6 @@ def _show_reports(
     typer.echo(f"trained designer: {output}")
 
 # %% ../nbs/62_cli.ipynb #train-here
-def _chosen(
-    name: str,  # of a profile
-    base_model: str | None,  # folder or hub name; None: that of the profile
-) -> "Profile":
-    """A profile of training, with the base model that was asked for."""
-    from daedalus.training.train import profile
-
-    known = profile(name)
-    return known.replace(policy=known.policy.replace(base_model=base_model)) if base_model else known
-
-
 def _train_here(
     profile: str,
     chosen: "Profile",  # with the base model that was asked for
@@ -427,8 +416,10 @@ def train(
     _at_least(1, episodes=episodes)
     _quieten()
     from daedalus.training.export import hub_job as job
+    from daedalus.training.train import profile as profile_of
 
-    chosen = _chosen(profile, base_model)
+    known = profile_of(profile)
+    chosen = known.replace(policy=known.policy.replace(base_model=base_model)) if base_model else known
     if hub_job:
         words = _words({"--seed": seed, "--episodes": episodes, "--base-model": base_model, "--push": push})
         _run_as_job(job(profile, image, flavor, timeout, words), dry_run)

@@ -7,8 +7,8 @@ __all__ = ['OPEN_SIZE', 'FAMILY', 'PRACTISED', 'COORDINATES', 'DIMENSIONS', 'BRI
            'SUITES', 'MORE_SUITES', 'RECENT', 'PUBLISHED_FEATURES', 'FEATURES', 'apportion', 'draw_open_suite',
            'draw_families', 'Point', 'spread', 'sliced_hypercube', 'draw_briefs', 'draw_sealed', 'check_unsealed',
            'suite', 'draw_training_population', 'curriculum', 'Episodes', 'open_episodes', 'EpisodeError',
-           'play_sessions', 'play_step', 'observe', 'outcome_of', 'DaedalusEnv', 'features', 'mechanism_of_action',
-           'gym_env']
+           'play_sessions', 'play_step', 'observe', 'outcome_of', 'DaedalusEnv', 'picked', 'features',
+           'mechanism_of_action', 'gym_env']
 
 # %% ../nbs/17_env.ipynb #imports
 import json
@@ -62,9 +62,11 @@ def draw_open_suite() -> list[Population]:
 
 # %% ../nbs/17_env.ipynb #open-suite
 @cache
-def _open_suite() -> tuple[Population, ...]:
-    """The held-out populations, read from the committed file."""
-    rows = json.loads((data_dir() / "open_suite.json").read_text(encoding="utf-8"))
+def _kept(
+    name: str, # of a file of `data`
+) -> tuple[Population, ...]:
+    """Held-out populations, read from the committed file."""
+    rows = json.loads((data_dir() / f"{name}.json").read_text(encoding="utf-8"))
     return tuple(Population(**row) for row in rows)
 
 # %% ../nbs/17_env.ipynb #draw-families
@@ -86,13 +88,6 @@ def draw_families() -> list[Population]:
             populations.append(Population(truthful=truthful, **dict(zip(KINDS[1:], counts)), n_items=1 + int(3 * items),
                                           learning=rule, practice=PRACTISED[int(3 * practice)]))
     return populations
-
-
-@cache
-def _families() -> tuple[Population, ...]:
-    """The held-out families, read from the committed file."""
-    rows = json.loads((data_dir() / "families.json").read_text(encoding="utf-8"))
-    return tuple(Population(**row) for row in rows)
 
 # %% ../nbs/17_env.ipynb #point
 class Point(np.random.Generator):
@@ -200,11 +195,9 @@ def draw_sealed() -> list[Population]:
     return people
 
 
-@cache
 def _sealed() -> tuple[Population, ...]:
-    """The sealed populations, read from the committed file."""
-    people = tuple(Population(**row) for row in json.loads((data_dir() / "sealed.json").read_text(encoding="utf-8")))
-    _seen.update(people)
+    """The sealed populations, which are remembered as such."""
+    _seen.update(people := _kept("sealed"))
     return people
 
 
@@ -220,10 +213,10 @@ def check_unsealed(
 # %% ../nbs/17_env.ipynb #suite
 SUITES: dict[str, Callable[[], Sequence[Population]]] = {
     "stages": lambda: [Population.stage(stage) for stage in range(5)],
-    "open": _open_suite,
+    "open": lambda: _kept("open_suite"),
 }
 MORE_SUITES: dict[str, Callable[[], Sequence[Any]]] = {  # of which 87_suites finds the best mechanisms
-    "families": _families, "briefs": _briefs, "sealed": _sealed}
+    "families": lambda: _kept("families"), "briefs": _briefs, "sealed": _sealed}
 
 
 def suite(
@@ -244,7 +237,7 @@ def draw_training_population(
 ) -> Population:
     """One draw of the open distribution that is none of the held-out populations."""
     rng = generator(rng)
-    while (population := Population.random(rng)) in _open_suite():
+    while (population := Population.random(rng)) in _kept("open_suite"):
         pass
     return population
 
@@ -480,6 +473,17 @@ PUBLISHED_FEATURES = ("progress", *RecentOutcome.model_fields)
 FEATURES = PUBLISHED_FEATURES + SIGNALS
 
 
+def picked(
+    known: Mapping[str, float],  # numbers of an observation
+    names: Sequence[str],  # those that are wanted
+    who: str,  # wants them; for the error
+) -> np.ndarray:  # float64 [names]
+    """Numbers by name, in this order; ValueError when the observation does not have one of them."""
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(f"{who}: the observation has no {', '.join(missing)}; it has {', '.join(known)}")
+    return np.array([known[name] for name in names])
+
+
 def features(
     observation: Observation,
     names: Sequence[str] = FEATURES,  # which numbers, in which order
@@ -490,10 +494,7 @@ def features(
     """
     known = {"progress": observation.progress,
              **dict(*observation.market_outcomes[-1:]), **(observation.signals or {})}
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise ValueError(f"features: the observation has no {', '.join(missing)}; it has {', '.join(known)}")
-    return np.array([known[name] for name in names])
+    return picked(known, names, "features")
 
 # %% ../nbs/17_env.ipynb #action
 def mechanism_of_action(

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..market.bidders import Population
-from ..env import RECENT, Episodes, check_unsealed, observe, open_episodes, play_step, suite
+from ..env import RECENT, Episodes, check_unsealed, observe, open_episodes, picked, play_step, suite
 from ..market.engine import SCORES, SIGNALS, Outcomes
 from ..schema import (
     DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, PUBLISHED_OBJECTIVE, AmountLever, Brief, Mechanism, Objective, Observation,
@@ -233,10 +233,7 @@ def readings(
     known = {"progress": observation.progress,
              "outcomes": float(len(observation.market_outcomes)), **_scores(observation.market_outcomes),
              **(observation.signals or {}), **(_levers(observation.mechanism) if observation.mechanism else {})}
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise ValueError(f"readings: the observation has no {', '.join(missing)}; it has {', '.join(known)}")
-    return np.array([known[name] for name in names])
+    return picked(known, names, "readings")
 
 # %% ../../nbs/20_designers.ipynb #readings-table
 @cache

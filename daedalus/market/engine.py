@@ -1717,14 +1717,6 @@ class Agents(Protocol):
 LEAST = 32   # markets that are worth a thread
 
 
-def _rows(
-    mechanisms: Mechanism | Sequence[Mechanism], # one for all, or one for each market
-    batch: int, # markets
-) -> np.ndarray: # float [batch, 11]
-    "Mechanisms as compiled code reads them; ValueError if they do not fit the markets."
-    return mechanisms_to_array(_aligned(mechanisms, Mechanism, batch, "mechanisms"))
-
-
 def _acts(
     acts,              # what agents say
     state: MarketState,
@@ -1793,8 +1785,8 @@ def advance(
     agents: Agents | None = None, # who is played from outside; None: nobody
 ) -> np.ndarray:           # float [batch, rounds, METRICS]
     "Post a mechanism in each market and play some rounds."
-    rounds = whole_number(rounds, "rounds")
-    return _advance(state, _rows(mechanisms, len(state.key)), rounds, behaviour, agents)
+    rounds, rows = whole_number(rounds, "rounds"), mechanisms_to_array(_aligned(mechanisms, Mechanism, len(state.key), "mechanisms"))
+    return _advance(state, rows, rounds, behaviour, agents)
 
 # %% ../../nbs/15_engine.ipynb #outcomes
 class Outcomes(NamedTuple):
