@@ -195,9 +195,9 @@ def handed_on(library: Library, start: str, parameter: str) -> tuple[list[tuple[
 
 
 CHAINS = {   # where an argument enters, its name, and how many calls and modules may see it: no more than now
-    ("daedalus.env.DaedalusEnv.step", "mechanism"): (7, 2),
+    ("daedalus.env.DaedalusEnv.step", "mechanism"): (6, 2),
     ("daedalus.studies.evaluate.evaluate", "suite"): (4, 2),
-    ("daedalus.cli.train", "profile"): (7, 4),
+    ("daedalus.cli.train", "profile"): (6, 4),
     ("daedalus.training.grpo.reinforce", "settings"): (8, 3)}
 
 
