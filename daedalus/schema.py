@@ -7,7 +7,7 @@ __all__ = ['AuctionType', 'CoalitionPolicy', 'AUCTION_TYPES', 'COALITION_POLICIE
            'AnyAuctionType', 'Switch', 'Number', 'Share', 'Natural', 'Positive', 'SEEDS', 'LONGEST_OBJECT',
            'DEEPEST_BREAK', 'LEVERS', 'FIELDS', 'DEFAULT_MECHANISM', 'INFORMED_GREEDY', 'PUBLISHED_OBJECTIVE',
            'BRIEF_RULES', 'BRIEF_KINDS', 'SYSTEM_PROMPT', 'known_auction_types', 'Checks', 'amount', 'whole',
-           'whole_in_json', 'whole_number', 'seed_number', 'generator', 'Record', 'MechanismFields', 'Lever',
+           'whole_in_json', 'whole_number', 'seed_number', 'generator', 'one_of', 'Record', 'MechanismFields', 'Lever',
            'SwitchLever', 'FormatLever', 'WholeLever', 'AmountLever', 'MechanismError', 'MechanismForms', 'Mechanism',
            'distinct', 'mechanisms_to_array', 'Outcome', 'RecentOutcome', 'Objective', 'BriefFields', 'BriefRules',
            'Brief', 'Observation']
@@ -16,7 +16,7 @@ __all__ = ['AuctionType', 'CoalitionPolicy', 'AUCTION_TYPES', 'COALITION_POLICIE
 import json
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, total_ordering
 from operator import eq, ge, itemgetter, le
@@ -151,6 +151,17 @@ def generator(
 ) -> np.random.Generator:
     "The generator itself, or the one that a seed stands for; ValueError for a number that is no seed."
     return np.random.default_rng(seed_number(rng, 'rng') if np.isscalar(rng) else rng)
+
+# %% ../nbs/02_schema.ipynb #one-of
+def one_of(
+    value: object,  # whatever was given
+    name: str,  # of the argument, for the error
+    known: Collection[str],  # what there is
+) -> str:
+    "A name of those that are known; ValueError for anything else."
+    if isinstance(value, str) and value in known:
+        return value
+    raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 # %% ../nbs/02_schema.ipynb #allowed
 def _allowed(

@@ -3,6 +3,7 @@ import copy
 import json
 import math
 import pickle
+import re
 import time
 
 import numpy as np
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 
 from daedalus.schema import (
     AUCTION_TYPES, COALITION_POLICIES, DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, MAX_PENALTY, MAX_RESERVE,
-    AmountLever, Mechanism, MechanismError, Observation, Outcome, RecentOutcome, mechanisms_to_array)
+    AmountLever, Mechanism, MechanismError, Observation, Outcome, RecentOutcome, mechanisms_to_array, one_of)
 
 settings.register_profile('untimed', deadline=None)
 settings.load_profile('untimed')
@@ -575,3 +576,11 @@ def test_scores_lie_between_zero_and_one(name, wrong):
     assert Outcome.from_json(Outcome(**fields).to_json()) == Outcome(**fields)
     with pytest.raises(ValueError, match=f'^{name} must be a number from 0 to 1, not '):
         Outcome(**{**fields, name: wrong})
+
+
+@pytest.mark.parametrize("wrong", ["sarsa", ["a"], {}, None, 0], ids=repr)
+def test_a_name_is_one_of_those_that_are_known(wrong):
+    """What cannot be a key is refused like any other."""
+    assert one_of("a", "rule", {"a": 1, "b": 2}) == "a"
+    with pytest.raises(ValueError, match=re.escape(f"rule must be one of a, b, not {wrong!r}")):
+        one_of(wrong, "rule", {"a": 1, "b": 2})

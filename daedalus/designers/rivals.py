@@ -22,7 +22,7 @@ from ..env import draw_training_population
 from ..jobs import Job, made_by, run_jobs
 from ..paths import data_dir, write_text
 from ..results import short_hash
-from ..schema import Mechanism
+from ..schema import Mechanism, one_of
 from .search import bandit, optimise_fixed, try_library
 from .states import draw_population
 
@@ -167,8 +167,7 @@ def rival(
 
     Raises ValueError for a name that is none.
     """
-    if name not in RIVALS:
-        raise ValueError(f"name must be one of {', '.join(RIVALS)}, not {name!r}")
+    one_of(name, "name", RIVALS)
     return load_rival(data_dir() / "rivals" / f"{name}.npz")
 
 

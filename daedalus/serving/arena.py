@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import MappingProxyType, SimpleNamespace
@@ -31,7 +31,7 @@ from ..market.engine import LOTS, WARM_UP, Session, new_market
 from ..paths import data_dir, repository
 from ..schema import (
     DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, FormatLever, Mechanism, MechanismError, Objective, Outcome,
-    SwitchLever, known_auction_types)
+    SwitchLever, known_auction_types, one_of)
 from ..studies.style import bidder_look
 from ..market.record import watch
 
@@ -374,16 +374,6 @@ def populations() -> dict[str, Population]:
             for name in SUITES for at, p in enumerate(suite(name))}
 
 # %% ../../nbs/55_arena.ipynb #choice
-def _check_name(
-    what: str,  # field, for the error
-    name: str,
-    names: Collection[str],  # that are there
-) -> None:
-    """Refuse what is not there."""
-    if name not in names:
-        raise ValueError(f"{what} must be one of {', '.join(names)}, not {name!r}")
-
-
 class Choice(NamedTuple):
     """What a visitor chooses before an episode."""
 
@@ -398,9 +388,9 @@ class Choice(NamedTuple):
         objective: Objective = PUBLISHED_OBJECTIVE,  # what is rewarded
     ) -> Arena:
         """The arena before its first step; raises ValueError for what cannot be opened."""
-        _check_name("population", self.population, populations())
-        _check_name("left", self.left, names)
-        _check_name("right", self.right, [*names, NOBODY])
+        one_of(self.population, "population", populations())
+        one_of(self.left, "left", names)
+        one_of(self.right, "right", [*names, NOBODY])
         try:
             seed = float(self.seed or 0)
         except ValueError:

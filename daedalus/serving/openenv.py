@@ -26,9 +26,9 @@ from .. import __version__
 from ..market.bidders import KINDS, Population
 from ..env import EpisodeError, Episodes, apportion, open_episodes, play_sessions
 from ..market.engine import COMPONENTS, SCORED, SIGNALS, components_of, scored_by
-from daedalus.schema import (
+from ..schema import (
     PUBLISHED_OBJECTIVE, SEEDS, Brief, Mechanism, MechanismFields, Objective, Observation, RecentOutcome, Record, Switch,
-    whole_in_json)
+    one_of, whole_in_json)
 
 # %% ../../nbs/50_openenv.ipynb #options
 MOST_STEPS, LARGEST_SEED = 100, SEEDS - 1  # steps of an episode; the market has no more seeds
@@ -133,8 +133,7 @@ class ScoreRubric(Rubric):
         name: SessionScore,
     ):
         super().__init__()
-        if name not in get_args(SessionScore):
-            raise ValueError(f"name must be one of {', '.join(get_args(SessionScore))}, not {name!r}")
+        one_of(name, "name", get_args(SessionScore))
         self.name = name
 
     def forward(self, action: DaedalusAction, observation: DaedalusObservation) -> float:

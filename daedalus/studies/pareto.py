@@ -17,8 +17,9 @@ import numpy as np
 from ..market.bidders import Population
 from ..jobs import Job, run_jobs
 from ..market.engine import SCORES, simulate, wanted_by
-from ..schema import (
-    DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, PUBLISHED_OBJECTIVE, AmountLever, Brief, Mechanism, Objective)
+from daedalus.schema import (
+    DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY, LEVERS, PUBLISHED_OBJECTIVE, AmountLever, Brief, Mechanism, Objective,
+    one_of)
 from ..seeds import block_keys, block_of, generator_of
 from ..designers.search import EPISODE_ROUNDS, climb, climb_rounds, paired_batch
 
@@ -211,7 +212,7 @@ def combinations(
 def _searched(method, populations, trials, episodes, seed, objectives, held=None, stream=0, objective=PUBLISHED_OBJECTIVE,
               brief=None) -> Trials:
     "Trials of a method."
-    if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    one_of(method, "method", METHODS)
     if trials < len(STARTS): raise ValueError(f"trials must be at least {len(STARTS)}, not {trials!r}")
     tried = Trials(populations, episodes, seed, objectives, held, objective, brief)
     METHODS[method](tried, trials, int(np.random.default_rng([seed, stream]).integers(2**31)))

@@ -26,7 +26,7 @@ from ..market.engine import Accounts, Agents, MarketState, read_market, simulate
 from ..market.noise import fill_uniforms
 from ..paths import install_hint
 from .._runtime import compiled
-from ..schema import FIELDS, Mechanism, known_auction_types
+from ..schema import FIELDS, Mechanism, known_auction_types, one_of
 from ..designers.search import Draw
 from ..seeds import LEARNING, block_keys, block_of
 
@@ -260,7 +260,7 @@ def check_scenarios(
 ) -> None:
     "Refuse a rule that is none, and learners that nobody could be."
     for scenario in scenarios:
-        if scenario.rule not in RULES: raise ValueError(f"rule must be one of {', '.join(RULES)}, not {scenario.rule!r}")
+        one_of(scenario.rule, "rule", RULES)
         if scenario.rule != "market" and not scenario.population.exploiter:
             raise ValueError(f"population must have an exploiter to learn by {scenario.rule}, not {scenario.population}")
 

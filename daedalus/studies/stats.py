@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..schema import whole_number
+from ..schema import one_of, whole_number
 from ..seeds import generator_of
 
 # %% ../../nbs/40_stats.ipynb #interval
@@ -171,8 +171,7 @@ def resampling(
     seed: int = 0,
 ) -> Resampling:
     """Draws of the episodes within each population, or of populations and then of their episodes."""
-    if question not in QUESTIONS:
-        raise ValueError(f"question must be one of {', '.join(QUESTIONS)}, not {question!r}")
+    one_of(question, "question", QUESTIONS)
     drawn = _drawn_episodes if question == ON_SUITE else _drawn_populations
     weights, freedom = drawn(populations, whole_number(resamples, "resamples"), np.random.default_rng(seed))
     return Resampling(question, weights / weights.shape[1], freedom)
