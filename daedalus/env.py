@@ -30,7 +30,7 @@ from .paths import data_dir
 from .seeds import BRIEFS_SEED, FAMILIES_SEED, OPEN_SEED, SEALED_SEED
 from .schema import (
     BRIEF_KINDS, DEFAULT_MECHANISM, FIELDS, LEVERS, PUBLISHED_OBJECTIVE, Brief, Mechanism, MechanismError, Objective,
-    Observation, Outcome, RecentOutcome, generator, one_of, seed_number, whole_number)
+    Observation, Outcome, RecentOutcome, generator, seed_number, whole_number)
 
 if TYPE_CHECKING:
     import gymnasium
@@ -227,7 +227,9 @@ def suite(
     Raises ValueError for a name that is no suite.
     """
     known = SUITES | MORE_SUITES
-    return list(known[one_of(name, "suite", known)]())
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"suite must be one of {', '.join(known)}, not {name!r}")
+    return list(known[name]())
 
 # %% ../nbs/17_env.ipynb #training-population
 def draw_training_population(
