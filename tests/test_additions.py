@@ -11,14 +11,12 @@ import httpx
 import numpy as np
 import pytest
 from shared import PATIENCE, additions, held_port, until
-from typer.testing import CliRunner
 from websockets.sync.client import connect
 
 import daedalus as dd
 from daedalus import jobs
 from daedalus._runtime import ADDED, added_code, addition
 from daedalus.designers import specs
-from daedalus.cli import app
 from daedalus.designers.base import DESIGNERS
 from daedalus.designers.search import search_suites
 from daedalus.designers.specs import load_files
@@ -177,35 +175,6 @@ def test_the_command_line_plays_what_a_file_adds(mine):
     table = dd.evaluate({"mine": dd.designer("mine")}, "halves", 2)
     assert records[0] == records[1] and records[0]["suite"] == "halves"
     assert sorted(map(float, table["reward"])) == sorted(np.ravel(list(records[0]["rewards"].values())).tolist())
-
-
-DEAR = """
-import daedalus as dd
-from daedalus.market.auction import highest_bids
-
-def pay(bids, won, n_items, reserve):
-    return 2 * bids[:, 0] * won
-
-dd.register_format("dear", allocate=highest_bids, pay=pay)
-dd.env.SUITES["halves"] = lambda: [dd.Population(truthful=count) for count in (2, 3)]
-"""
-
-
-@pytest.mark.slow
-def test_the_search_climbs_in_a_format_of_a_users_file(tmp_path, monkeypatch):
-    """Who bids its value pays most where winners pay twice their bid: a search for revenue finds the format in each of its parts."""
-    (tmp_path / "dear.py").write_text(DEAR)
-    monkeypatch.chdir(tmp_path)
-    SUITES.clear()
-    words = ["search", "--budget", "4", "--objective", "revenue", "--output", "found.json", "--work", "work"]
-    done = CliRunner().invoke(app, [*words, "--load", "dear.py"])
-    assert done.exit_code == 0, done.output
-    record = json.loads(Path("found.json").read_text())
-    found = record["value"]["halves"]
-    assert {fields["auction_type"] for fields in (found["best_fixed"], *found["oracle"])} == {"dear"}
-    formats = [[json.loads(text)["auction_type"] for text in elite] for elite in record["elites"]]
-    assert all(each[0::2].count("dear") == 0 and set(each[1::2]) == {"dear"} for each in formats)   # by rank, one of each climb
-    assert record["provenance"]["parameters"]["added"] == added_code() != ""
 
 
 def test_a_suite_of_pairs_is_not_searched():

@@ -170,7 +170,7 @@ def search_suites(
 
     for name in SUITES:
         if all(isinstance(case, Population) for case in suite(name)): continue
-        raise ValueError(f"suite {name!r} must hold populations to be searched, not pairs: suite_bank knows what is best by briefs")
+        raise ValueError(f"suite {name!r} must hold populations to be searched, not pairs: a bank is for briefs")
     people = everyone()
     elites = run("populations climbed", [_climb_job(p, budget, seed, objective) for p in people])
     best = run("oracles chosen", [_choice_job(elites, at, final, seed, objective) for at in range(len(people))])
