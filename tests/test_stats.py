@@ -231,6 +231,47 @@ def test_profiles_and_middle_halves():
     assert weighted_quantile(sample, 0.25, even).tolist() == [0.2] and weighted_quantile(sample, 1.0, heavy).tolist() == [9.0]
 
 
+NO_RLIABLE = "needs rliable, which is in no extra: it stands on arch below 8, which does not import beside pandas 3"
+
+
+def scores_to_compare():
+    """Scores of two designers, float [episodes, populations] each, with ties; and the population of each in a row."""
+    rng = np.random.default_rng(5)
+    level = rng.beta(2, 2, 20)
+    x, y = (np.round(level + gain + rng.normal(0, 0.15, (15, 20)), 1) for gain in (0.03, 0.0))
+    return x, y, np.tile(np.arange(20), 15)
+
+
+def test_rliable_itself_says_the_same_of_two_designers():
+    metrics = pytest.importorskip("rliable.metrics", reason=NO_RLIABLE)
+    library = pytest.importorskip("rliable.library", reason=NO_RLIABLE)
+    x, y, who = scores_to_compare()
+    for one, other in ((x, y), (y, x), (x, x)):
+        theirs = metrics.probability_of_improvement(one, other)
+        assert probability_of_improvement(one.ravel(), other.ravel(), who) == pytest.approx(theirs, abs=1e-12)
+    assert interquartile_mean(x.ravel()) == pytest.approx(metrics.aggregate_iqm(x), abs=1e-12)
+    even = np.full((1, x.size), 1 / x.size)
+    assert interquartile_mean(x.ravel(), even)[0] == pytest.approx(metrics.aggregate_iqm(x), abs=1e-12)
+    thresholds = np.linspace(-0.05, 1.05, 12)   # between the scores
+    theirs, _ = library.create_performance_profile({"x": x}, thresholds, reps=2)
+    assert performance_profile(x.ravel(), thresholds).mean(-1) == pytest.approx(theirs["x"], abs=1e-12)
+
+
+@pytest.mark.parametrize(("question", "tasks", "wider"), [(ON_SUITE, False, (0.97, 1.12)), (ON_DISTRIBUTION, True, (1.02, 1.2))])
+def test_rliable_itself_has_nearly_the_same_intervals(question, tasks, wider, monkeypatch):
+    """They draw n of n and take percentiles; ours draw n - 1 at the level of Student's t, and are a little wider."""
+    metrics = pytest.importorskip("rliable.metrics", reason=NO_RLIABLE)
+    library = pytest.importorskip("rliable.library", reason=NO_RLIABLE)
+    x, _, who = scores_to_compare()
+    monkeypatch.setattr(np.random, "choice", np.random.default_rng(0).choice)   # theirs draw from the common generator
+    _, theirs = library.get_interval_estimates({"x": x}, lambda scores: np.array([metrics.aggregate_iqm(scores)]),
+                                               task_bootstrap=tasks, reps=4000)
+    drawn = resampling(who, question, 4000)
+    ours = drawn.ends(interquartile_mean(x.ravel(), drawn.weights))
+    assert wider[0] < np.ptp(ours) / np.ptp(theirs["x"]) < wider[1]
+    assert ours.mean() == pytest.approx(theirs["x"].mean(), abs=0.1 * np.ptp(ours))
+
+
 # Many verdicts
 
 
