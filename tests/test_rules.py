@@ -14,6 +14,7 @@ from daedalus.market.bidders import (
     UCB, WIDTH, Population, PopulationError, best_answer, draw_by_rule, estimate, learn_by_rule, level_arm, level_payoffs,
     opening_memory, optimistic_action, regret_chances, replicate, shade, shows, update_regret)
 from daedalus.market.engine import COLUMN, MarketState, advance, new_market, open_market, simulate
+from daedalus.results import read_result
 from daedalus.schema import DEFAULT_MECHANISM, Mechanism
 
 FIRST = Mechanism(auction_type="first_price", reveal_competing_bids=True, reserve_price=0.0)
@@ -322,3 +323,11 @@ def test_threads_share_a_batch_of_many_rules():
             advance(state, PRICES, 4)
         states.append(state)
     assert same(*states)
+
+
+def test_every_rule_has_the_rate_that_is_asked_of_it():
+    speed = read_result("speed")
+    for way, rates in speed["rate relative to Hedge"].items():
+        assert set(rates) == set(LEARNING_RULES) and rates["hedge"] == 1, way
+        assert min(rates.values()) >= speed["rate relative to Hedge, asked"] == 0.6, way
+    assert all(rates["uniform"] == 1 and len(rates) == 5 for rates in speed["rate relative to uniform values"].values())
