@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from daedalus.market.bidders import (
     UCB, WIDTH, Population, PopulationError, best_answer, draw_by_rule, estimate, learn_by_rule, level_arm, level_payoffs,
     opening_memory, optimistic_action, regret_chances, replicate, shade, shows, update_regret)
 from daedalus.market.engine import COLUMN, MarketState, advance, new_market, open_market, simulate
-from daedalus.results import read_result
 from daedalus.schema import DEFAULT_MECHANISM, Mechanism
 
 FIRST = Mechanism(auction_type="first_price", reveal_competing_bids=True, reserve_price=0.0)
@@ -325,9 +325,13 @@ def test_threads_share_a_batch_of_many_rules():
     assert same(*states)
 
 
-def test_every_rule_has_the_rate_that_is_asked_of_it():
-    speed = read_result("speed")
-    for way, rates in speed["rate relative to Hedge"].items():
-        assert set(rates) == set(LEARNING_RULES) and rates["hedge"] == 1, way
-        assert min(rates.values()) >= speed["rate relative to Hedge, asked"] == 0.6, way
-    assert all(rates["uniform"] == 1 and len(rates) == 5 for rates in speed["rate relative to uniform values"].values())
+def test_every_rule_has_at_least_three_fifths_of_hedges_rate():
+    """By processor time, the best of five turns in which all rules run, each with eight bidders who learn."""
+    mechanisms, fastest = [Mechanism.random(at) for at in range(64)], dict.fromkeys(LEARNING_RULES, math.inf)
+    for rule in LEARNING_RULES * 6:
+        people = Population(shader=2, dropout=2, colluder=2, exploiter=2, learning=rule)
+        start = time.process_time()
+        with runtime.use_threads(1): simulate(mechanisms, people, range(64), steps=2)
+        fastest[rule] = min(fastest[rule], time.process_time() - start)
+    rates = {rule: fastest["hedge"] / spent for rule, spent in fastest.items()}
+    assert min(rates.values()) >= 0.6, rates
