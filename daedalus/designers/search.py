@@ -137,7 +137,7 @@ def choose(
     "The mechanism that is best for the populations, as `choose_each` does it."
     return choose_each([mechanisms], populations, episodes, seed, block, objective)[0]
 
-# %% ../../nbs/22_search.ipynb #search-suites
+# %% ../../nbs/22_search.ipynb #search-class
 class Search(NamedTuple):
     "What a search for both yardsticks found."
     suites: dict              # by suite: the best fixed mechanism and the oracle's, as dicts
@@ -150,7 +150,7 @@ def everyone() -> list[Population]:
     "The populations of all suites, each once."
     return list(dict.fromkeys(p for name in SUITES for p in suite(name)))
 
-
+# %% ../../nbs/22_search.ipynb #search-suites
 def search_suites(
     budget: int = 800,      # mechanisms tried for each population
     fixed_budget: int = 240,# mechanisms tried for each suite's fixed mechanism
@@ -182,7 +182,7 @@ def search_suites(
     if added := added_code(): params["added"] = added   # formats and bidders of a user's, by their code
     return Search(suites, elites, params, took)
 
-# %% ../../nbs/22_search.ipynb #search-jobs
+# %% ../../nbs/22_search.ipynb #search-pool
 def _formats() -> list[dict[str, str]]:
     "What is fixed in each climb of a population: in the first nothing, then each registered format, which no draw gives."
     return [{}, *({"auction_type": name} for name in known_auction_types()[len(AUCTION_TYPES):])]
@@ -193,7 +193,7 @@ def _pool(elites) -> list[Mechanism]:
     kept = 3 * len(_formats())
     return [Mechanism(**fields) for elite in elites for fields in elite[:kept]] + [DEFAULT_MECHANISM, INFORMED_GREEDY]
 
-
+# %% ../../nbs/22_search.ipynb #search-jobs
 def _climb_job(population, budget, seed, objective) -> Job:
     return Job(_climbed, (population, budget, seed, objective), len(_formats()) * climb_rounds(budget))
 

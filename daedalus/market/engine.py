@@ -1785,8 +1785,8 @@ def advance(
     agents: Agents | None = None, # who is played from outside; None: nobody
 ) -> np.ndarray:           # float [batch, rounds, METRICS]
     "Post a mechanism in each market and play some rounds."
-    rounds, rows = whole_number(rounds, "rounds"), mechanisms_to_array(_aligned(mechanisms, Mechanism, len(state.key), "mechanisms"))
-    return _advance(state, rows, rounds, behaviour, agents)
+    rounds, given = whole_number(rounds, "rounds"), _aligned(mechanisms, Mechanism, len(state.key), "mechanisms")
+    return _advance(state, mechanisms_to_array(given), rounds, behaviour, agents)
 
 # %% ../../nbs/15_engine.ipynb #outcomes
 class Outcomes(NamedTuple):
