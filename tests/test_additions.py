@@ -11,14 +11,15 @@ import httpx
 import numpy as np
 import pytest
 from shared import PATIENCE, additions, held_port, until
+from typer.testing import CliRunner
 from websockets.sync.client import connect
 
 import daedalus as dd
 from daedalus import jobs
 from daedalus._runtime import ADDED, added_code, addition
-from daedalus.designers import specs
+from daedalus.cli import app
+from daedalus.designers import search, specs
 from daedalus.designers.base import DESIGNERS
-from daedalus.designers.search import search_suites
 from daedalus.designers.specs import load_files
 from daedalus.env import SUITES
 from daedalus.market.auction import highest_bids, second_price_revenue
@@ -177,10 +178,35 @@ def test_the_command_line_plays_what_a_file_adds(mine):
     assert sorted(map(float, table["reward"])) == sorted(np.ravel(list(records[0]["rewards"].values())).tolist())
 
 
+def test_the_search_climbs_in_a_format_of_a_users_file(mine, monkeypatch):
+    """Each population is climbed in the built-in formats, as ever, and again under a brief that fixes the loaded one."""
+    def climb(populations, budget, seed, brief):
+        return [brief.mended(rules) for rules in (dd.DEFAULT_MECHANISM, dd.INFORMED_GREEDY)]
+
+    def run_jobs(parts, workers, folder, what):
+        results = [job.function(*job.arguments) if what == "populations climbed" else dict(job.arguments[0][1]) if what == "oracles chosen"
+                   else dict(dd.DEFAULT_MECHANISM) for job in parts]
+        return [jobs.Done(result, 0.0, 0, False) for result in results]
+
+    monkeypatch.setattr(search, "climb", climb)
+    monkeypatch.setattr(search, "run_jobs", run_jobs)
+    monkeypatch.chdir(mine.parent)
+    plain = search.climb_rounds(800)
+    assert search._climb_job(dd.Population(truthful=2), 800, 0, dd.Objective()).rounds == plain
+    done = CliRunner().invoke(app, ["search", "--load", "mine.py", "--output", "searched.json", "--work", "work"])
+    assert done.exit_code == 0, done.output
+    assert search._climb_job(dd.Population(truthful=2), 800, 0, dd.Objective()).rounds == 2 * plain
+    record = json.loads(Path("searched.json").read_text())
+    formats = [[json.loads(text)["auction_type"] for text in elite] for elite in record["elites"]]
+    assert len(formats) == 27 and all(each[1::2] == ["mine"] * 2 and "mine" not in each[::2] for each in formats)   # by rank
+    assert [fields["auction_type"] for fields in record["value"]["halves"]["oracle"]] == ["mine"] * 2   # offered to everybody
+    assert record["provenance"]["parameters"]["added"] == added_code() != ""
+
+
 def test_a_suite_of_pairs_is_not_searched():
     SUITES["mine"] = lambda: dd.suite("briefs")[:1]
     with pytest.raises(ValueError, match="suite 'mine' must hold populations to be searched, not pairs"):
-        search_suites(1, 1, 1)
+        search.search_suites(1, 1, 1)
 
 
 @pytest.mark.slow
