@@ -66,6 +66,8 @@ BLOCKS = {
     "suites": Range(960_001, 3, "87_suites"),
     "theory": Range(970_001, 1000, "70_theory"),
     "findings": Range(972_001, 1, "73_findings"),
+    "planner": Range(980_001, 1000, "27_rivals"),
+    "imitation": Range(2_100_001, 100_000, "37_plain"),
 }
 
 # %% ../nbs/05_seeds.ipynb #block-of
@@ -124,6 +126,7 @@ GENERATORS = {
     "screens": (24, "74_screens"), "red team": (32, "82_red_team"), "ablations": (33, "83_ablations"),
     "levers, lessons": (45, "29_levers"), "levers, judged": (46, "29_levers"), "levers, candidates": (42, "29_levers"),
     "flaws": (34, "84_flaws"), "theory": (70, "70_theory"), "suites": (40, "87_suites"), "trees": (41, "87_suites"),
+    "planner": (43, "27_rivals"), "imitation": (47, "37_plain"),
     "calibration": (48, "49_calibration"), "seeds drawn again": (1, "40_stats"),
 }
 

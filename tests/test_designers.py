@@ -77,7 +77,7 @@ def test_playing_a_held_mechanism_is_simulating_it():
 
 def test_a_table_has_one_row_for_each_episode_and_step():
     table = play(informed_greedy, [STAGES[0], STAGES[4]], [(7, 1), (8, 2)], steps=2)
-    assert list(table.columns) == ["index", "seed", "episode", "population", "step", *SCORES, "mechanism"]
+    assert list(table.columns) == ["index", "seed", "episode", "population", "step", *SCORES, "revenue_share", "mechanism"]
     assert table[["index", "seed", "episode", "step"]].to_numpy().tolist() == [
         [0, 7, 1, 1], [0, 7, 1, 2], [1, 8, 2, 1], [1, 8, 2, 2]]
     assert table["population"].tolist() == ["8 truthful"] * 2 + [str(STAGES[4])] * 2

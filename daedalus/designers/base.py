@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from ..market.bidders import Population
+from ..market.bidders import BEHAVIOUR, Behaviour, Population
 from ..env import RECENT, Episodes, check_unsealed, observe, open_episodes, picked, play_step, suite
 from ..market.engine import SCORES, SIGNALS, Outcomes
 from ..schema import (
@@ -164,7 +164,7 @@ def _steps_table(
     from daedalus.tables import MechanismArray
 
     steps, batch = len(outcomes), len(mechanisms[0])
-    scores = {name: np.stack([getattr(step, name) for step in outcomes], 1).ravel() for name in SCORES}
+    scores = {name: np.stack([getattr(step, name) for step in outcomes], 1).ravel() for name in (*SCORES, "revenue_share")}
     played = MechanismArray([each for episode in zip(*mechanisms) for each in episode])
     return {"step": np.tile(np.arange(1, 1 + steps), batch), **scores, "mechanism": played}
 
@@ -177,24 +177,26 @@ def play(
     objective: Objective = PUBLISHED_OBJECTIVE,  # what `reward` is
     brief: Brief | Sequence[Brief] | None = None,  # in place of an objective; one for all, or one for each episode
     hidden_horizon: bool = False,  # the designer is not shown how many steps there are
+    behaviour: Behaviour = BEHAVIOUR,
 ) -> "pd.DataFrame":  # one row for each episode and step, episodes in the order given
     """Play whole episodes in lock step.
 
     Columns: `index` (which episode of the batch), `seed` and `episode` (its key), `population` (in words), `step` (from
-    1), the scores as in `Outcome`, and `mechanism`. The rows of an episode do not depend on what it is played beside.
-    In Parquet and CSV files a mechanism is its JSON, which `Mechanism.from_json` reads. ValueError for what is sealed.
+    1), the scores as in `Outcome`, `revenue_share` (of the best achievable value), and `mechanism`. The rows of an
+    episode do not depend on what it is played beside. In Parquet and CSV files a mechanism is its JSON, which
+    `Mechanism.from_json` reads. ValueError for what is sealed.
     """
     import pandas as pd
 
     designer = as_designer(designer)
-    episodes = open_episodes(populations, seeds, steps, objective=objective, brief=brief, hidden_horizon=hidden_horizon)
+    episodes = open_episodes(populations, seeds, steps, behaviour, objective, brief, hidden_horizon)
     check_unsealed(populations)
     key, batch = episodes.market.key, len(episodes.market.key)
     names = [str(populations)] * batch if isinstance(populations, Population) else list(map(str, populations))
     who = {"index": np.arange(batch), "seed": key[:, 0], "episode": key[:, 1], "population": np.array(names, object)}
     outcomes, mechanisms = [], []
     for _ in tqdm(range(episodes.episode_length), desc="steps", leave=False, disable=None):
-        episodes = play_step(episodes, ask(designer, episodes))
+        episodes = play_step(episodes, ask(designer, episodes), behaviour)
         outcomes.append(episodes.recent[-1])
         mechanisms.append(episodes.mechanisms)
     who = {name: np.repeat(column, len(outcomes)) for name, column in who.items()}

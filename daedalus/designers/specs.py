@@ -22,7 +22,7 @@ from ..env import SUITES, Episodes, suite
 from .language import LanguageDesigner
 from ..market.bidders import TRAIT
 from ..market.engine import MarketState, new_market
-from .rivals import RIVALS, rival
+from .rivals import BY_OBJECTIVE, RIVALS, contextual_by_objective, rival
 from ..schema import Mechanism
 from .search import best_fixed, oracle
 
@@ -64,6 +64,7 @@ NAMED: dict[str, Callable[[], Any]] = {
     "best-fixed": lambda: FixedDesigner(best_fixed("stages")),
     "best-fixed-open": lambda: FixedDesigner(best_fixed("open")),
     "oracle": Oracle,
+    BY_OBJECTIVE: contextual_by_objective,
     **{name: partial(rival, name) for name in RIVALS},
 }
 

@@ -15,7 +15,8 @@ __all__ = ['FIGURES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'DOT', 'SQUARE', 'LINES'
            'training_signals', 'training_rewards', 'training_rft', 'red_team_stressors', 'red_team_progress',
            'red_team_transfer', 'red_team_found', 'red_team_tails', 'red_team_training', 'ablations',
            'generalisation_bidders', 'generalisation_markets', 'generalisation_change', 'calibration_claims',
-           'suites_briefs', 'suites_levers', 'suites_trees', 'teacher', 'speed', 'training_speed', 'serving']
+           'suites_briefs', 'suites_levers', 'suites_trees', 'teacher', 'compared_gaps', 'compared_levers',
+           'compared_steps', 'speed', 'training_speed', 'serving']
 
 # %% ../../nbs/48_figures.ipynb #imports
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1243,6 +1244,63 @@ def teacher(value: dict) -> Figure:
     right.axhline(0, color="0.3", lw=0.8)
     right.set(xticks=range(len(suites)), xticklabels=suites, ylabel="gain over best fixed")
     right.legend(frameon=False, fontsize=8)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #compared-gaps
+@drawn_from("compared")
+def compared_gaps(value: dict) -> Figure:
+    """By suite, the share of the gap between best fixed mechanism and oracle that each designer closes."""
+    who = [*value["judged"], "plain network", "contextual, by objective", "contextual", "tree of depth 3", "planner"]
+    suites = [name for name, table in value["suites"].items() if "of the gap" in table[who[0]]]
+    figure, axes = plt.subplots(figsize=(7.4, 3.2), constrained_layout=True)
+    for at, name in enumerate(who):
+        rows = [(x, value["suites"][suite].get(name, {})) for x, suite in enumerate(suites)]
+        rows = [(x, row) for x, row in rows if "gap low" in row]   # small runs have designers without an interval
+        if not rows: continue
+        reach = _reach(pd.DataFrame([row for _, row in rows])[["of the gap", "gap low", "gap high"]])
+        axes.errorbar([x + 0.1 * (at - (len(who) - 1) / 2) for x, _ in rows], [row["of the gap"] for _, row in rows], reach,
+                      fmt="oDsP^vX*h"[at], color=plt.cm.viridis(at / len(who)), ms=5, lw=1, label=name)
+    for level in (0, 1): axes.axhline(level, color="0.3", lw=0.8, ls="-" if level else ":")
+    axes.set(xticks=range(len(suites)), xticklabels=suites, ylabel="share of the gap", ylim=(-1.0, 1.6))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #compared-levers
+@drawn_from("compared")
+def compared_levers(value: dict) -> Figure:
+    """What is played by kind of brief and by rule of learning: each lever's mean, or how often a setting is played."""
+    table = pd.DataFrame(value["levers"]).T
+    figure, axes = plt.subplots(figsize=(7.4, 4.4), constrained_layout=True)
+    shown = axes.imshow(table, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for y, row in enumerate(table.to_numpy()):
+        for x, share in enumerate(row):
+            axes.text(x, y, f"{share:.2f}".lstrip("0") or "0", ha="center", va="center", fontsize=6,
+                      color="black" if share > 0.6 else "white")
+    columns, rows = ([name.replace("_", " ") for name in names] for names in (table.columns, table.index))
+    axes.set_xticks(range(len(columns)), columns, rotation=50, ha="right", fontsize=7)
+    axes.set_yticks(range(len(rows)), rows, fontsize=7)
+    figure.colorbar(shown, label="mean, or share of the steps", pad=0.01)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #compared-steps
+@drawn_from("compared")
+def compared_steps(value: dict) -> Figure:
+    """Mean reward, and the share of episodes that change rules, at each step, with the horizon shown and hidden."""
+    table = pd.DataFrame(value["steps"])
+    suites = list(dict.fromkeys(table["suite"]))
+    figure, panels = plt.subplots(2, len(suites), figsize=(7.4, 4.2), sharex=True, sharey="row", constrained_layout=True)
+    for column, suite in zip(panels.T, suites):
+        for at, (who, part) in enumerate(table[table["suite"] == suite].groupby("designer", sort=False)):
+            for horizon, rows in part.groupby("horizon", sort=False):
+                style = {"color": (BLUE, ORANGE, GREEN)[at], "marker": "os^"[at], "ms": 3}
+                style |= {"ls": "-" if horizon == "shown" else "--"}
+                column[0].plot(rows["step"], rows["reward"], label=f"{who}, {horizon}", **style)
+                column[1].plot(rows["step"][1:], rows["changed"][1:], **style)
+        column[0].set(title=suite)
+        column[1].set(xlabel="step of the episode", xticks=range(1, 11), ylim=(0, 1))
+    panels[0, 0].set(ylabel="mean reward")
+    panels[1, 0].set(ylabel="share that change rules")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 # %% ../../nbs/48_figures.ipynb #speed
