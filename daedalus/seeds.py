@@ -67,7 +67,7 @@ BLOCKS = {
     "theory": Range(970_001, 1000, "70_theory"),
     "findings": Range(972_001, 1, "73_findings"),
     "planner": Range(980_001, 1000, "27_rivals"),
-    "imitation": Range(2_100_001, 100_000, "37_plain"),
+    "imitation": Range(2_100_001, 100_000, "38_plain"),
 }
 
 # %% ../nbs/05_seeds.ipynb #block-of
@@ -120,13 +120,13 @@ def episode_of(
 GENERATORS = {
     "states": (1, "26_states"), "front by CMA-ES": (1, "45_pareto"),
     "unseen populations": (1, "21_critic, 22_search, 23_iterate"), "moved populations": (1, "71_properties"),
-    "walk": (2, "31_sft"), "replies": (2, "32_rft"), "library": (2, "71_properties"), "judged populations": (2, "23_iterate"),
+    "walk": (2, "31_sft"), "replies": (2, "32_rft"), "replies tried": (50, "37_lessons"), "library": (2, "71_properties"), "judged populations": (2, "23_iterate"),
     "random replies": (3, "31_sft"), "prompts": (3, "33_grpo"),
     "earlier replies": (5, "35_train"), "validation": (9, "31_sft, 35_train"),
     "screens": (24, "74_screens"), "red team": (32, "82_red_team"), "ablations": (33, "83_ablations"),
     "levers, lessons": (45, "29_levers"), "levers, judged": (46, "29_levers"), "levers, candidates": (42, "29_levers"),
     "flaws": (34, "84_flaws"), "theory": (70, "70_theory"), "suites": (40, "87_suites"), "trees": (41, "87_suites"),
-    "planner": (43, "27_rivals"), "imitation": (47, "37_plain"),
+    "planner": (43, "27_rivals"), "imitation": (47, "38_plain"),
     "calibration": (48, "49_calibration"), "seeds drawn again": (1, "40_stats"),
 }
 

@@ -33,7 +33,9 @@ from daedalus.designers.language import (
     small_model,
     small_tokenizer,
 )
-from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, SYSTEM_PROMPT, Mechanism, MechanismError, Observation
+from daedalus.market.engine import COMPONENTS
+from daedalus.schema import (
+    DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, SYSTEM_PROMPT, Brief, Mechanism, MechanismError, Objective, Observation)
 
 TOKENIZER = small_tokenizer()
 CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -448,3 +450,17 @@ def test_importing_the_module_is_light():
     heavy = "torch", "transformers", "llguidance"
     code = f"import sys, daedalus.designers.language; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_component_and_every_rule_of_a_brief_is_one_token():
+    rng = np.random.default_rng(6)
+    for number in range(200):
+        brief = Brief.random(rng, number % 10)
+        brief = brief.replace(objective=Objective(**dict(zip(COMPONENTS, rng.integers(0, 4, 5).tolist())) | {"welfare": 1}))
+        line = f"brief: {brief.text()}\n"
+        pieces = [piece for piece, _ in TOKENIZER.backend_tokenizer.pre_tokenizer.pre_tokenize_str(line)]
+        tokens = TOKENIZER(line)["input_ids"]
+        assert len(tokens) == len(pieces) and TOKENIZER.decode(tokens) == line
+        amounts = [*brief.at_most, *brief.at_least, *(n for n in brief.fixed if LEVERS[n].step)]
+        rules = len(brief.fixed) + len(brief.at_most) + len(brief.at_least)
+        assert len(tokens) == 2 + len(brief.objective.text().split(" x ")) + rules + len(amounts)

@@ -156,7 +156,7 @@ class LeverExamples(NamedTuple):
 
     @property
     def throughout(self) -> bool:
-        """Whether mechanisms were held to the end, so that what they brought answers for every objective."""
+        """Whether mechanisms were held to the end, so that nobody played on."""
         return self.held == self.components.shape[2]
 
 
@@ -178,7 +178,7 @@ def _tensors(
 TOWERS, RANK = 2, 64  # networks, and numbers in which what reads the state and what reads the levers meet
 STATE_WIDTH, LEVER_WIDTH = 160, 96  # units in each of two hidden layers, of either
 STATES, TOP_RATE, SHRINK = 128, 4e-3, 0.05  # states, largest step size and decay of a step of `LeverCritic.fit`
-ANEW, COMMON = 0.7, 0.2  # share of held examples asked for another objective; weight of what a state's mechanisms share
+ANEW, COMMON = 0.7, 0.2  # share of examples asked for another objective; weight of what a state's mechanisms share
 
 
 def _layers(weights, rows):
@@ -201,9 +201,10 @@ def _error(weights, part, held, objectives, generator):
     torch = _torch()
     inputs, exponents, levers, logs, weight = part
     rows = torch.randint(len(inputs), (TOWERS, STATES), generator=generator)
-    wanted = _asked(exponents[rows], objectives, generator) if held else exponents[rows]
+    wanted = _asked(exponents[rows], objectives, generator)
+    pursued = wanted if held else exponents[rows]  # by who plays on; where mechanisms are held, nobody does
     scores = (torch.exp((logs[rows] @ wanted[..., None, :, None]).squeeze(-1)) * weight[rows]).sum(-1)
-    state = _layers(weights[:6], torch.cat([inputs[rows], wanted - 1], 2))
+    state = _layers(weights[:6], torch.cat([inputs[rows], pursued - 1, wanted - 1], 2))
     lever = _layers(weights[6:], levers[rows].flatten(1, 2)).unflatten(1, (STATES, -1))
     error = state[..., :1] + (lever @ state[..., 1:, None]).squeeze(-1) / RANK ** 0.5 - scores
     common = error.mean(2, keepdim=True)
@@ -247,7 +248,7 @@ class LeverCritic(NamedTuple):
 
     def states(self, inputs: np.ndarray, exponents: np.ndarray) -> np.ndarray:
         """States [n, readings] with objectives as vectors, whose products with `mechanisms` are scores."""
-        rows = np.concatenate([(inputs - self.center) / self.scale, np.zeros((len(inputs), 1)), exponents - 1], 1)
+        rows = np.concatenate([(inputs - self.center) / self.scale, np.zeros((len(inputs), 1)), exponents - 1, exponents - 1], 1)
         wide = _through(self.state, rows)
         vectors = np.moveaxis(wide[..., 1:], 0, 1).reshape(len(rows), -1) / (len(wide) * RANK ** 0.5)
         return np.concatenate([vectors, wide[..., :1].mean(0)], 1)
@@ -260,7 +261,7 @@ class LeverCritic(NamedTuple):
     def fit(
         cls,
         parts: list[LeverExamples],  # at least one
-        objectives: np.ndarray,  # [any, COMPONENTS]: exponents of those that held examples are asked for
+        objectives: np.ndarray,  # [any, COMPONENTS]: exponents of those that examples are asked for
         steps: int, seed: int = 0,  # of the regression
         start: "LeverCritic | None" = None,  # goes on learning from it; None: from random weights
     ) -> "LeverCritic":
@@ -268,7 +269,7 @@ class LeverCritic(NamedTuple):
         torch, inputs = _torch(), np.concatenate([part.inputs for part in parts])
         generator = torch.Generator().manual_seed(seed)
         center, scale = start[:2] if start else (inputs.mean(0), np.where(inputs.std(0) > 1e-9, inputs.std(0), 1.0))
-        sizes = (inputs.shape[1] + 1 + objectives.shape[1], STATE_WIDTH, STATE_WIDTH, 1 + RANK), (
+        sizes = (inputs.shape[1] + 1 + 2 * objectives.shape[1], STATE_WIDTH, STATE_WIDTH, 1 + RANK), (
             parts[0].levers.shape[2], LEVER_WIDTH, LEVER_WIDTH, RANK)
         first = start.state + start.lever if start else [w for size in sizes for w in _first_weights(TOWERS, size, generator)]
         weights = [torch.as_tensor(each, dtype=torch.float32).detach().requires_grad_() for each in first]

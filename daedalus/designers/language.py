@@ -23,10 +23,10 @@ import numpy as np
 
 from .base import BatchDesigner
 from .models import load_model
-from ..market.engine import SIGNALS
+from ..market.engine import COMPONENTS, SIGNALS
 from ..paths import data_dir, install_hint
 from daedalus.schema import (
-    DEFAULT_MECHANISM, LEVERS, SYSTEM_PROMPT, Mechanism, MechanismError, Observation, RecentOutcome,
+    DEFAULT_MECHANISM, LEVERS, SYSTEM_PROMPT, Brief, Mechanism, MechanismError, Objective, Observation, RecentOutcome,
     whole_number)
 
 if TYPE_CHECKING:
@@ -133,7 +133,12 @@ def padding_token(tokenizer: "PreTrainedTokenizerBase") -> int:
     return end_token(tokenizer) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 # %% ../../nbs/25_language.ipynb #pieces
+_OF_BRIEFS = (
+    r'brief: maximise ',
+    rf'(?: x )?(?:{"|".join(COMPONENTS)})(?:\^\d)?(?= x |;|\n)',  # a component of an objective, with its exponent
+    r'; [a-z_]+ is (?:at most |at least )?(?:"[a-z_]+"|true|false|\d\.\d)')  # a rule, to its first decimal
 PIECES = "|".join([
+    *_OF_BRIEFS,
     r'[{,]?"[a-z_]+":(?:"[a-z_]+"|true|false|\d\.\d)',  # a field of a mechanism: its choice, or its first two digits
     r'[^\d":]*[a-z_]: ?(?:\[\{welfare:)?\d+(?:\.\d)?',  # a number of the prompt with its name, to the first decimal
     r'\d\.\d', r'\d',  # any other digits
@@ -155,8 +160,20 @@ def _example(
                        mechanism=Mechanism(**mechanism))
 
 
+def _example_briefs(
+    n: int,  # from 0
+) -> Iterator[Brief]:
+    """Briefs that rule every lever, by each kind of rule; their exponents and bounds follow from `n` likewise."""
+    settings = {name: lever.nth(n) for name, lever in LEVERS.items()}
+    amounts = {name: settings[name] for name, lever in LEVERS.items() if lever.step}
+    power = {COMPONENTS[n % len(COMPONENTS)]: 1.0 + n % 3}  # alone, and behind another one
+    objectives = [Objective(**dict.fromkeys(COMPONENTS, 0.0) | first | power) for first in ({}, {COMPONENTS[0]: 1.0})]
+    for rules in ({"fixed": settings}, {"at_most": amounts}, {"at_least": amounts}):
+        yield from (Brief(objective=objective, **rules) for objective in objectives)
+
+
 def _corpus() -> Iterator[str]:
-    """Prompts of every kind and replies that hold every piece."""
+    """Prompts of every kind, with and without briefs, and replies: together they hold every piece."""
     for n in range(81):
         for outcomes in range(4):
             full = _example(n, outcomes)
@@ -164,6 +181,7 @@ def _corpus() -> Iterator[str]:
             yield from (observation.prompt() for observation in kinds)
         if full.mechanism:
             yield full.mechanism.to_text()
+        yield from (full.replace(brief=brief).prompt() for brief in _example_briefs(n))
 
 # %% ../../nbs/25_language.ipynb #template
 END, USER, ASSISTANT = "<|end|>", "<|user|>", "<|assistant|>"

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..market.bidders import Population
-from .base import ContextualDesigner, Player, ask
+from ..market.bidders import BEHAVIOUR, Behaviour, Population
+from .base import Player, ask
 from ..env import Episodes, draw_training_population, observe, open_episodes, play_step
 from ..market.engine import SCORES
 from .._runtime import use_threads
-from ..schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Mechanism, Observation
+from ..schema import DEFAULT_MECHANISM, INFORMED_GREEDY, Brief, Mechanism, Observation
 from .search import Draw
 from ..seeds import generator_of
 
@@ -65,6 +65,9 @@ def visits(
     published_share: float,  # share of the episodes that are seen as published, 0 to 1
     detour: float = 0.3,  # probability that an episode takes a step with another mechanism, 0 to 1
     steps: int = 10,  # steps of an episode
+    briefs: Sequence[Brief] = (),  # of each episode; none: the published objective
+    behaviour: Behaviour = BEHAVIOUR,
+    hidden_horizon: bool = False,  # observations do not show the episodes' length
 ) -> Iterator[Visit]:  # two for each step: the episodes with signals, and those as published
     """The states that a designer causes: whole episodes, step by step."""
     rng, cut = generator_of("states", seed), round(len(populations) * (1 - published_share))
@@ -72,13 +75,14 @@ def visits(
     for rows, published in ((slice(None, cut), False), (slice(cut, None), True)):
         if not len(populations[rows]):
             continue
-        episodes = open_episodes(populations[rows], keys[rows], steps)
+        episodes = open_episodes(
+            populations[rows], keys[rows], steps, behaviour, brief=briefs[rows] or None, hidden_horizon=hidden_horizon)
         while not episodes.done:
             seen = [o.published() if published else o for o in observe(episodes)]
             yield Visit(episodes, seen)
             own = ask(designer, seen)
             played = [detour_mechanism(rng) if rng.random() < detour else mechanism for mechanism in own]
-            episodes = play_step(episodes, played)
+            episodes = play_step(episodes, played, behaviour)
 
 # %% ../../nbs/26_states.ipynb #outlook
 def outlook(
@@ -87,8 +91,9 @@ def outlook(
     seed: int,  # of the futures: state i meets the same ones in all its mechanisms
     horizon: int = 4,  # steps that a mechanism is held, at least 1
     futures: int = 1,  # futures to average over, at least 1
-    then: ContextualDesigner | None = None,  # who plays on after the first step; None: the mechanism is held
+    then: Player | None = None,  # who plays on after the first step; None: the mechanism is held
     threads: int | None = None,  # at least 1; None: one for each core; the bits are the same with any number
+    behaviour: Behaviour = BEHAVIOUR,
 ) -> dict[str, np.ndarray]:  # by name of a score, float64 [states, mechanisms, futures]: sums, as shares of the horizon
     """The scores that each mechanism would earn from where the episodes stand."""
     states, choices = len(mechanisms), len(mechanisms[0])
@@ -103,7 +108,7 @@ def outlook(
     total: dict[str, Any] = dict.fromkeys(SCORES, 0.0)
     with use_threads(threads):
         for step in range(min(horizon, ahead.episode_length - ahead.round_number)):
-            ahead = play_step(ahead, then.on(ahead) if then and step else played)
+            ahead = play_step(ahead, ask(then, ahead) if then and step else played, behaviour)
             total = {name: total[name] + getattr(ahead.recent[-1], name) for name in SCORES}
     return {name: (sums / horizon).reshape(states, choices, futures) for name, sums in total.items()}
 

@@ -17,12 +17,13 @@ import numpy as np
 from pydantic import Field
 
 from ..market.bidders import Population
-from ..designers.base import ContextualDesigner
+from ..designers.base import Player
 from ..env import curriculum, draw_training_population
 from ..designers.language import (
     LONGEST_REPLY, LanguageDesigner, Reply, chat_text, end_token, messages, sample_replies, stop_tokens, until_stop)
 from ..market.engine import ROUNDS, WARM_UP
-from ..schema import Mechanism, Natural, Number, Positive, Record, Share, Switch, amount, whole
+from ..schema import Brief, Mechanism, Natural, Number, Positive, Record, Share, Switch, amount, whole
+from ..designers.levers import draw_brief, draw_wide
 from ..designers.search import Draw
 from ..seeds import generator_of
 from .sft import OPTIMISER, progress_bar, shared_logprobs
@@ -46,6 +47,7 @@ class GrpoAlgorithm(Record):
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
         "sum_then_normalize", description="whether rewards are added up before or after they are scaled")
     temperature: Annotated[float, amount(10)] = Field(1.0, description="at which replies are drawn and judged")
+    entropy_coef: Share = Field(0.0, description="reward for each nat of entropy of a token; 0: none", exclude_if=lambda x: not x)
 
 
 # Left out of the JSON, which names a training: those before there was a choice had these values too.
@@ -71,8 +73,9 @@ class GrpoSettings(Record):
     horizon: Positive = Field(4, description="steps that a mechanism is held when it is scored")
     futures: Positive = Field(3, description="futures that a score is averaged over")
     published_share: Share = Field(0.4, description="share of the prompts that are as published")
-    populations: Literal["all", "curriculum"] = Field(
-        "all", description="all stages and the open distribution at once, or stage after stage as published")
+    populations: Literal["all", "curriculum", "briefs"] = Field(
+        "all", description="all stages and the open distribution at once; stage after stage as published; or the wide "
+        "distribution, each market with a brief of its own")
     algorithm: GrpoAlgorithm = Field(
         GrpoAlgorithm(), description="GRPO itself", exclude_if=lambda chosen: chosen.to_json() == _UNWRITTEN)
 
@@ -87,7 +90,7 @@ def _play_replies(
     future_seeds: Sequence[int],  # for each reply, the seed of the state's futures
     horizon: int,  # steps that a mechanism is held
     futures: int,  # futures that a score is averaged over
-    then: ContextualDesigner | None,  # who plays on after a reply's first step; None: it is held
+    then: Player | None,  # who plays on after a reply's first step; None: it is held
 ) -> tuple[dict[str, np.ndarray], int]:  # by name of a reward, float64 [replies]; and the simulated rounds
     """The rewards of replies, from the market: replies to the same state meet the same futures."""
     earned, rounds = {"format": np.array([reply is not None for reply in replies], float)}, 0
@@ -124,6 +127,7 @@ def _for_trl(
         values = rewards.scores([reply[0]["content"] for reply in completions], state, future_seed)[name]
         if log_metric is not None:
             log_metric(f"within_group/{name}", spread_within(values, state))
+            log_metric("distinct", len({reply[0]["content"] for reply in completions}))
         return values.tolist()
 
     reward.__name__ = name
@@ -137,7 +141,7 @@ class MarketRewards:
         self,
         horizon: int,  # steps that a mechanism is held
         futures: int,  # futures that a score is averaged over
-        then: ContextualDesigner | None = None,  # who plays on after a reply's first step; None: it is held
+        then: Player | None = None,  # who plays on after a reply's first step; None: it is held
     ):
         self.horizon, self.futures, self.then = horizon, futures, then
         self.rounds, self.seconds = 0, 0.0
@@ -175,7 +179,7 @@ def training_populations(
     """Who is played against."""
     if settings.populations == "curriculum":
         return [Population.stage(curriculum(progress))] * count
-    return draw_populations(count, rng, draw)
+    return draw_populations(count, rng, draw_wide if settings.populations == "briefs" else draw)
 
 # %% ../../nbs/33_grpo.ipynb #prompt-rows
 def prompt_rows(
@@ -189,8 +193,9 @@ def prompt_rows(
     needed = settings.steps * settings.batch_size * settings.accumulation // settings.generations
     rng, count = generator_of("prompts", seed), max(2, -(-needed // 10))
     people = training_populations(settings, count, progress, rng, draw)
+    briefs: list[Brief] = [draw_brief(rng) for _ in people] if settings.populations == "briefs" else []
     rows = [{"prompt": messages(observation), "state": snapshot(visit.episodes, at)}
-            for visit in visits(designer, people, seed, settings.published_share)
+            for visit in visits(designer, people, seed, settings.published_share, briefs=briefs)
             for at, observation in enumerate(visit.observations)]
     return [rows[at] | {"future_seed": int(at)} for at in rng.permutation(len(rows))[:needed]]
 
@@ -227,7 +232,7 @@ def shared_prompt_trainer() -> type:
 
         def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
             logprobs, entropies = shared_logprobs(model, input_ids, attention_mask, logits_to_keep, self.temperature)
-            return logprobs, entropies.detach(), None
+            return logprobs, entropies if self.entropy_coef else entropies.detach(), None
 
     return SharedPromptTrainer
 
@@ -262,7 +267,7 @@ def trl_config(
 
     gpu = torch.cuda.is_available()
     return GRPOConfig(
-        **settings.algorithm.model_dump(), **FIXED, output_dir=folder, max_steps=settings.steps,
+        **FIXED | settings.algorithm.model_dump(), output_dir=folder, max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.accumulation,
         num_generations=settings.generations, learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.1},
@@ -274,7 +279,7 @@ def trl_config(
 
 # %% ../../nbs/33_grpo.ipynb #history
 KEPT = ("loss", "grad_norm", "learning_rate", "reward", "reward_std", "entropy", "kl", "frac_reward_zero_std",
-        "completions/mean_length")  # what is kept of TRL's log
+        "completions/mean_length", "distinct")  # what is kept of TRL's log
 
 
 def history_row(
@@ -349,7 +354,7 @@ def reinforce(
     seed: int,
     folder: str,  # where TRL may write
     progress: float = 0.0,  # share of the training that is done, 0 to 1
-    then: ContextualDesigner | None = None,  # who plays on after a reply's first step; None: it is held
+    then: Player | None = None,  # who plays on after a reply's first step; None: it is held
     draw: Draw = draw_training_population,  # of populations, as `training_populations` takes it
 ) -> GrpoResult:
     """Train a model by GRPO in the states that it causes."""
