@@ -14,6 +14,7 @@ from daedalus.market.engine import simulate
 from daedalus.studies.redteam import (
     BEHAVIOUR_RANGES, POPULATION_RANGES, RULES, Learned, Scenario, best_of, distinct, find_worst_cases, inherit, learn,
     library_rewards, menu_of, pick, play_scenarios, practised, red_draw, rewards, scenario_at, select, stressors)
+from daedalus.results import read_result
 from daedalus.schema import INFORMED_GREEDY, Mechanism
 
 SECOND, FIRST = Mechanism(auction_type="second_price"), Mechanism(auction_type="first_price")
@@ -253,3 +254,27 @@ def test_without_a_share_the_draw_is_the_usual_one():
 def test_draws_that_cannot_be(scenarios, share, said):
     with pytest.raises(ValueError, match=said):
         red_draw(scenarios, share)
+
+
+# What the committed tables are about
+
+
+def test_intervals_are_about_the_crowds_and_about_others_where_they_were_drawn():
+    result = read_result("red_team")
+    tables = result["tails"], result["paired"], result["adversarial"]["tails"], result["adversarial"]["gains"]
+    for row in (row for table in tables for row in table):
+        assert row["low"] <= row.get("R", row.get("difference")) <= row["high"] or row["statistic"] != "mean"
+        there = row["low (distribution)"], row["high (distribution)"]
+        if row["crowds"] in ("open", "drawn") and row["statistic"] == "mean": assert there[1] - there[0] > row["high"] - row["low"]
+        else: assert there == (None, None)
+
+
+@pytest.mark.parametrize("where", ["paired", "gains"])
+def test_verdicts_on_red_teams_follow_holms_p_values(where):
+    result = read_result("red_team")
+    rows = result["paired"] if where == "paired" else result["adversarial"]["gains"]
+    assert len(rows) > 20
+    for row in rows:
+        words = "not shown to differ" if row["p"] >= 0.05 else "better" if row["difference"] > 0 else "worse"
+        assert row["verdict"] == words
+        if words != "not shown to differ": assert row["low"] > 0 or row["high"] < 0   # Holm only takes away
