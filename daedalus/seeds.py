@@ -120,10 +120,11 @@ def episode_of(
 GENERATORS = {
     "states": (1, "26_states"), "front by CMA-ES": (1, "45_pareto"),
     "unseen populations": (1, "21_critic, 22_search, 23_iterate"), "moved populations": (1, "71_properties"),
-    "walk": (2, "31_sft"), "replies": (2, "32_rft"), "replies tried": (50, "37_lessons"), "library": (2, "71_properties"), "judged populations": (2, "23_iterate"),
+    "walk": (2, "31_sft"), "replies": (2, "32_rft"), "library": (2, "71_properties"), "judged populations": (2, "23_iterate"),
     "random replies": (3, "31_sft"), "prompts": (3, "33_grpo"),
     "earlier replies": (5, "35_train"), "validation": (9, "31_sft, 35_train"),
     "screens": (24, "74_screens"), "red team": (32, "82_red_team"), "ablations": (33, "83_ablations"),
+    "replies tried": (50, "37_lessons"),
     "levers, lessons": (45, "29_levers"), "levers, judged": (46, "29_levers"), "levers, candidates": (42, "29_levers"),
     "flaws": (34, "84_flaws"), "theory": (70, "70_theory"), "suites": (40, "87_suites"), "trees": (41, "87_suites"),
     "planner": (43, "27_rivals"), "imitation": (47, "38_plain"),

@@ -248,9 +248,9 @@ class LeverCritic(NamedTuple):
 
     def states(self, inputs: np.ndarray, exponents: np.ndarray) -> np.ndarray:
         """States [n, readings] with objectives as vectors, whose products with `mechanisms` are scores."""
-        rows = np.concatenate([(inputs - self.center) / self.scale, np.zeros((len(inputs), 1)), exponents - 1, exponents - 1], 1)
-        wide = _through(self.state, rows)
-        vectors = np.moveaxis(wide[..., 1:], 0, 1).reshape(len(rows), -1) / (len(wide) * RANK ** 0.5)
+        rows = (inputs - self.center) / self.scale, np.zeros((len(inputs), 1)), exponents - 1, exponents - 1
+        wide = _through(self.state, np.concatenate(rows, 1))
+        vectors = np.moveaxis(wide[..., 1:], 0, 1).reshape(len(wide[0]), -1) / (len(wide) * RANK ** 0.5)
         return np.concatenate([vectors, wide[..., :1].mean(0)], 1)
 
     def mechanisms(self, levers: np.ndarray) -> np.ndarray:

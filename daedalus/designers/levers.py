@@ -143,19 +143,42 @@ def _improved(
         value = np.where(better, values.max(1), value)
     return rows
 
-# %% ../../nbs/29_levers.ipynb #designer
+# %% ../../nbs/29_levers.ipynb #candidates
 SWEEPS, RULES_KEPT = 4, 200  # local improvements at most; sets of rules whose candidates are kept
 
 
 @dataclass(frozen=True)
-class LeverDesigner(BatchDesigner):
-    """Plays, of all mechanisms that a brief allows, the one for which a critic predicts the highest score."""
+class _Candidates:
+    """What a plan chooses from, and by what."""
 
     critic: LeverCritic
     pool: np.ndarray  # float64 [candidates, FIELDS], as `Mechanism.to_array` writes them
     sweeps: int = SWEEPS  # local improvements of the best candidate, at most; 0: none
-    published: LeverCritic | None = None  # predicts in place of `critic` where nothing but the published objective is asked; None: nothing does
+    published: LeverCritic | None = None  # predicts in place of `critic` where only the published objective is asked
     _kept: dict = field(default_factory=dict, compare=False, repr=False)
+
+    def _alike(self, inputs: np.ndarray, briefs: Sequence[Brief]) -> Iterator[tuple]:
+        "Places with the same rules and critic, their states, the candidates there and their vectors, the critic, and a brief."
+        experts = [self.published is not None and brief == Brief() for brief in briefs]
+        kinds, asked = np.array([f"{_rules(brief)} {expert}" for brief, expert in zip(briefs, experts)]), exponents_of(briefs)
+        for kind in np.unique(kinds):
+            places = np.flatnonzero(kinds == kind)
+            brief, critic = briefs[places[0]], self.published if experts[places[0]] else self.critic
+            assert critic is not None
+            yield places, critic.states(inputs[places], asked[places]), *self._candidates(kind, brief, critic), critic, brief
+
+    def _candidates(self, kind: str, brief: Brief, critic: LeverCritic) -> tuple[np.ndarray, np.ndarray]:
+        "The pool as far as the brief allows it, and its vectors."
+        if kind not in self._kept:
+            if len(self._kept) >= RULES_KEPT: self._kept.clear()
+            pool = np.unique(mended_rows(brief, self.pool), axis=0)
+            self._kept[kind] = pool, critic.mechanisms(lever_table(pool))
+        return self._kept[kind]
+
+# %% ../../nbs/29_levers.ipynb #designer
+@dataclass(frozen=True)
+class LeverDesigner(_Candidates, BatchDesigner):
+    """Plays, of all mechanisms that a brief allows, the one for which a critic predicts the highest score."""
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
         if not observations: return []
@@ -181,25 +204,7 @@ class LeverDesigner(BatchDesigner):
             rows[places] = _improved(critic, states, best, brief, self.sweeps)
         return [Mechanism.from_array(row) for row in rows]
 
-    def _alike(self, inputs: np.ndarray, briefs: Sequence[Brief]) -> Iterator[tuple]:
-        "Places with the same rules and critic, their states, the candidates there and their vectors, the critic, and a brief."
-        experts = [self.published is not None and brief == Brief() for brief in briefs]
-        kinds, asked = np.array([f"{_rules(brief)} {expert}" for brief, expert in zip(briefs, experts)]), exponents_of(briefs)
-        for kind in np.unique(kinds):
-            places = np.flatnonzero(kinds == kind)
-            brief, critic = briefs[places[0]], self.published if experts[places[0]] else self.critic
-            assert critic is not None
-            yield places, critic.states(inputs[places], asked[places]), *self._candidates(kind, brief, critic), critic, brief
-
-    def _candidates(self, kind: str, brief: Brief, critic: LeverCritic) -> tuple[np.ndarray, np.ndarray]:
-        "The pool as far as the brief allows it, and its vectors."
-        if kind not in self._kept:
-            if len(self._kept) >= RULES_KEPT: self._kept.clear()
-            pool = np.unique(mended_rows(brief, self.pool), axis=0)
-            self._kept[kind] = pool, critic.mechanisms(lever_table(pool))
-        return self._kept[kind]
-
-# %% ../../nbs/29_levers.ipynb #draws
+# %% ../../nbs/29_levers.ipynb #mix
 PRACTICE = {0: 0.7, 50: 0.2, 200: 0.1}  # sessions of practice, and the share of wide populations that have so many
 SHARES = "memory", "tremble", "rate", "second_hand", "kickback", "power", "false_alarm", "restriction"  # at most 1
 POWERS = 0.0, 0.0, 0.5, 1.0, 1.0, 2.0, 3.0  # from which the exponents of an objective are drawn
@@ -216,7 +221,7 @@ class Mix(NamedTuple):
 
 GENERAL, EXPERT = Mix(0.4, 0.5, 0.35, 0.3), Mix(0.8, 0.75, 1.0, 0.8)  # of any brief; of the published objective
 
-
+# %% ../../nbs/29_levers.ipynb #draws
 def draw_wide(rng: np.random.Generator, mix: Mix = GENERAL) -> Population:
     """A population of the open or of the wide distribution, none of the held-out ones."""
     if rng.random() < mix.open: return draw_training_population(rng)
@@ -373,7 +378,8 @@ def learn_turn(
         each.examples.throughout or at > turn - LAST_TURNS)]
     rng = generator_of("levers, candidates", seed, 1 + turn)
     objectives = exponents_of([Brief(objective=draw_objective(rng, mix)) for _ in range(ASKED)])
-    critic = LeverCritic.fit([*kept, examples], objectives, steps if last else 2 * steps, seed + turn, last.critic if last else None)
+    parts, start = [*kept, examples], last.critic if last else None
+    critic = LeverCritic.fit(parts, objectives, steps if last else 2 * steps, seed + turn, start)
     return Turn(examples, LeverDesigner(critic, pool_of(own, seed)), _rounds(examples), time.perf_counter() - began, mix)
 
 # %% ../../nbs/29_levers.ipynb #files
@@ -399,7 +405,7 @@ def _save(arrays: dict[str, Any], file: Path) -> None:
     np.savez_compressed(half, **arrays)
     os.replace(half, file)
 
-
+# %% ../../nbs/29_levers.ipynb #files-read
 DAMAGED = OSError, EOFError, KeyError, ValueError, IndexError, BadZipFile   # what reading half a file raises
 
 

@@ -47,7 +47,7 @@ class GrpoAlgorithm(Record):
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = Field(
         "sum_then_normalize", description="whether rewards are added up before or after they are scaled")
     temperature: Annotated[float, amount(10)] = Field(1.0, description="at which replies are drawn and judged")
-    entropy_coef: Share = Field(0.0, description="reward for each nat of entropy of a token; 0: none", exclude_if=lambda x: not x)
+    entropy_coef: Share = Field(0.0, description="reward for a nat of entropy of a token; 0: none", exclude_if=lambda x: not x)
 
 
 # Left out of the JSON, which names a training: those before there was a choice had these values too.
