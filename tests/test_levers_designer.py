@@ -19,7 +19,7 @@ from daedalus.market.bidders import BEHAVIOUR, HELD_OUT_RULES, Population
 from daedalus.market.engine import COMPONENTS, SCORED
 from daedalus.paths import data_dir
 from daedalus.results import short_hash
-from daedalus.schema import FIELDS, LEVERS, Mechanism, Objective
+from daedalus.schema import FIELDS, LEVERS, Brief, Mechanism, Objective
 
 WELFARE, REVENUE = COMPONENTS.index("welfare"), COMPONENTS.index("revenue")
 
@@ -115,6 +115,19 @@ def test_it_reads_the_objective():
     assert (published["mechanism"] != paid["mechanism"]).mean() > 0.5
     assert paid["revenue"].mean() > published["revenue"].mean() + 0.02
     assert published["reward"].mean() > paid[["welfare", "fairness", "participation", "stability"]].prod(axis=1).mean() + 0.1
+
+
+def test_the_second_critic_answers_where_nothing_but_the_published_objective_is_asked(tmp_path):
+    pool, rng = drawn_rows(60, np.random.default_rng(1)), np.random.default_rng(3)
+    general, expert = (LeverDesigner(untrained(seed), pool) for seed in (0, 1))
+    both = LeverDesigner(general.critic, pool, published=expert.critic)
+    levers._save(levers._designer_arrays(both), tmp_path / "designer.npz")
+    briefs = [Brief(), Brief(objective=Objective(revenue=1)), Brief(at_most={"reserve_price": 0.1}), *map(draw_brief, [rng] * 9)]
+    episodes = open_episodes([Population.stage(at % 5) for at in range(12)], 0, brief=briefs)
+    for designer in (both, load_levers(tmp_path / "designer.npz")):
+        for brief, answer, one, other in zip(briefs, designer.on(episodes), general.on(episodes), expert.on(episodes)):
+            assert answer == (other if brief == Brief() else one)
+    assert both.on(episodes._replace(briefs=())) == expert.on(episodes._replace(briefs=()))
 
 
 def test_sweeps_never_lower_what_is_predicted():
