@@ -335,7 +335,8 @@ def share_of_gap(
     for name in wide.columns.drop([low, high]):
         rewards = wide[[name, low, high]].dropna()
         mine, least, most = rewards.mean()
-        rows[name] = {"share": (mine - least) / (most - least), **_ends(rewards, _share, resamples, questions)}
+        share = (mine - least) / (most - least) if most != least else np.nan  # no gap, no share
+        rows[name] = {"share": share, **_ends(rewards, _share, resamples, questions)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/42_evaluate.ipynb #improvement
