@@ -98,6 +98,13 @@ def test_a_gap_that_is_none_is_refused():
         share_of_gap(by_hand(low=[0.1], high=[0.2]), "low", "none")
 
 
+def test_there_is_no_share_where_a_designer_has_met_no_gap():
+    table = by_hand(low=[0.1, 0.2, 0.3], high=[0.5, 0.6, 0.3], mine=[0.2, 0.3, 0.4])
+    some = table[(table["designer"] != "mine") | (table["episode"] == 2)]   # where low and high earn the same
+    share = share_of_gap(some, "low", "high", 200).loc["mine", "share"]
+    assert np.isnan(share)
+
+
 def a_record(seed, **rewards):
     """A record of a training with two stages, which earn the same everywhere."""
     places = [f"{suite}, {seen}" for suite in ("stages", "open") for seen in ("signals", "published")]
