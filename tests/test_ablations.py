@@ -210,8 +210,9 @@ def test_adapters_of_a_phase_and_of_the_model_exclude_each_other():
 
 def test_a_phase_with_adapters_leaves_merged_weights(trained, tmp_path):
     folder, _ = trained
-    changed = vary(profile("smoke"), {"ahead_rounds": 0, "phases": {"grpo": {
-        "adapters": 4, "settings": {"learning_rate": 0.01, "steps": 4, "batch_size": 64}}}})
+    changed = vary(profile("smoke"), {"ahead_rounds": 0, "phases": {
+        "sft": {"tuning": {"steps": 60, "learning_rate": 0.01}},   # so that some replies are mechanisms, and rewards differ
+        "grpo": {"adapters": 4, "settings": {"learning_rate": 0.01, "steps": 4, "batch_size": 64}}}})
     with one_thread():
         borrow_phases(changed, 3, tmp_path, folder / "work" / "base-3")
         before, after = [place for place, _ in run_phases(changed, tmp_path, 3)][-2:]
