@@ -75,14 +75,14 @@ FORMS = {
     "actions": actions,
     "grammar": lambda: language.REPLY_PATTERN,
     "longest": lambda: language.LONGEST_REPLY,
-    "corpus": lambda: list(language._corpus()),
+    "corpus": lambda: [text for text in language._corpus() if not text.startswith("brief: ")],
     "table": settings,
     "page": lambda: [[LEVERS[name].words(value) for name, value in each] for each in MECHANISMS],
     "tool": tool,
 }
 
 
-# What the forms of these mechanisms were when each place had an encoder of its own.
+# What the forms of these mechanisms were when each place had an encoder of its own (no prompt held a brief then).
 DIGESTS = {
     "random": "d4234b307aa79db7",
     "row": "13fa8249b5f6bccf",
