@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'WIDTH', 'EPOCHS', 'BATCH', 'RATE', 'DECAY', 'TOWERS', 'RANK', 'STATE_WIDTH', 'LEVER_WIDTH', 'STATES',
-           'TOP_RATE', 'SHRINK', 'ANEW', 'COMMON', 'Critic', 'LeverExamples', 'LeverCritic']
+           'TOP_RATE', 'SHRINK', 'ANEW', 'COMMON', 'regressed', 'Critic', 'LeverExamples', 'LeverCritic']
 
 # %% ../../nbs/21_critic.ipynb #imports
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -76,33 +77,48 @@ def _first_weights(
             parameters.append(weights.requires_grad_())
     return parameters
 
+# %% ../../nbs/21_critic.ipynb #regressed
+def regressed(
+    weights: list,  # of torch.Tensor
+    error: Callable,  # of a batch that it draws, as a scalar torch.Tensor
+    steps: int,
+    rate: float,  # step size at its largest; it rises and falls once
+    decay: float,  # of a step
+) -> list[np.ndarray]:
+    """The weights after a descent of an error, on one thread."""
+    torch = _torch()
+    descent = torch.optim.AdamW(weights, lr=rate, weight_decay=decay)
+    size, threads = torch.optim.lr_scheduler.OneCycleLR(descent, rate, total_steps=steps), torch.get_num_threads()
+    torch.set_num_threads(1)  # sums on several threads would round differently on another machine
+    try:
+        for _ in range(steps):
+            descent.zero_grad()
+            error().backward()
+            descent.step()
+            size.step()
+    finally:
+        torch.set_num_threads(threads)
+    return [each.detach().numpy() for each in weights]
+
 # %% ../../nbs/21_critic.ipynb #fit
 def _fit_networks(inputs, targets, tried, seed) -> list[np.ndarray]:
-    """The networks' weights and biases after regression on standardised examples, on one thread."""
+    """The networks' weights and biases after regression on standardised examples."""
     torch = _torch()
     generator = torch.Generator().manual_seed(seed)
     weights = _first_weights(NETWORKS, (inputs.shape[1], WIDTH, WIDTH, targets.shape[1]), generator)
     x, y, weight = (torch.tensor(table, dtype=torch.float32) for table in (inputs, targets, tried))
     share = weight / weight.sum(1, keepdim=True)  # what each mechanism that was tried counts in its state
     steps = max(200, EPOCHS * len(x) // BATCH)
-    descent = torch.optim.AdamW(weights, lr=RATE, weight_decay=DECAY)
-    rate = torch.optim.lr_scheduler.OneCycleLR(descent, RATE, total_steps=steps)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums on several threads would round differently on another machine
-    try:
-        for _ in range(steps):
-            rows = torch.randint(len(x), (NETWORKS, BATCH), generator=generator)
-            hidden = torch.nn.functional.silu(torch.baddbmm(weights[1], x[rows], weights[0]))
-            hidden = torch.nn.functional.silu(torch.baddbmm(weights[3], hidden, weights[2]))
-            parameters = torch.baddbmm(weights[5], hidden, weights[4])
-            error = parameters - (share[rows] * parameters).sum(2, keepdim=True) - y[rows]
-            descent.zero_grad()
-            (share[rows] * error ** 2).sum(2).mean(1).sum().backward()
-            descent.step()
-            rate.step()
-    finally:
-        torch.set_num_threads(threads)
-    return [each.detach().numpy().astype(float) for each in weights]
+
+    def error():
+        rows = torch.randint(len(x), (NETWORKS, BATCH), generator=generator)
+        hidden = torch.nn.functional.silu(torch.baddbmm(weights[1], x[rows], weights[0]))
+        hidden = torch.nn.functional.silu(torch.baddbmm(weights[3], hidden, weights[2]))
+        parameters = torch.baddbmm(weights[5], hidden, weights[4])
+        off = parameters - (share[rows] * parameters).sum(2, keepdim=True) - y[rows]
+        return (share[rows] * off ** 2).sum(2).mean(1).sum()
+
+    return [each.astype(float) for each in regressed(weights, error, steps, RATE, DECAY)]
 
 # %% ../../nbs/21_critic.ipynb #critic
 class Critic(NamedTuple):
@@ -212,23 +228,15 @@ def _error(weights, part, held, objectives, generator):
 
 # %% ../../nbs/21_critic.ipynb #fit-towers
 def _fit_towers(weights, parts, held, objectives, steps, generator) -> list[np.ndarray]:
-    """The networks' weights and biases after regression on sets of examples, on one thread."""
+    """The networks' weights and biases after regression on sets of examples."""
     torch = _torch()
     sizes = torch.tensor([float(len(part[0])) for part in parts])
-    descent = torch.optim.AdamW(weights, lr=TOP_RATE, weight_decay=SHRINK)
-    rate = torch.optim.lr_scheduler.OneCycleLR(descent, TOP_RATE, total_steps=steps)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums on several threads would round differently on another machine
-    try:
-        for _ in range(steps):
-            at = int(torch.multinomial(sizes, 1, generator=generator))
-            descent.zero_grad()
-            _error(weights, parts[at], held[at], objectives, generator).backward()
-            descent.step()
-            rate.step()
-    finally:
-        torch.set_num_threads(threads)
-    return [each.detach().numpy().astype(float) for each in weights]
+
+    def error():
+        at = int(torch.multinomial(sizes, 1, generator=generator))
+        return _error(weights, parts[at], held[at], objectives, generator)
+
+    return [each.astype(float) for each in regressed(weights, error, steps, TOP_RATE, SHRINK)]
 
 
 def _through(weights, rows) -> np.ndarray:  # [networks, rows, outputs]

@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..designers.base import READINGS, BatchDesigner, readings, readings_table
+from ..designers.critic import regressed
 from daedalus.designers.levers import (
     ALIKE, DAMAGED, GROUP, STRAY, LeverDesigner, draw_behaviour, draw_brief, draw_wide, drawn_rows, exponents_of, judged,
     mended_rows, wanted_in)
@@ -183,7 +184,7 @@ def fit_plain(
     seed: int,
     start: PlainDesigner | None = None,  # goes on learning from it; None: from random weights
 ) -> PlainDesigner:
-    """The network after steps of regression on lessons, on one thread."""
+    """The network after steps of regression on lessons."""
     import torch
 
     seen, generator = len(READINGS), torch.Generator().manual_seed(seed)
@@ -193,19 +194,12 @@ def fit_plain(
     y, sizes = torch.tensor(labels_of(plans)), (x.shape[1], WIDTH, WIDTH, sum(map(len, ANSWERS.values())))
     first = start.weights if start else _first_weights(sizes, generator_of("imitation", seed))
     weights = [torch.tensor(each).requires_grad_() for each in first]
-    descent = torch.optim.AdamW(weights, lr=RATE, weight_decay=DECAY)
-    rate, threads = torch.optim.lr_scheduler.OneCycleLR(descent, RATE, total_steps=steps), torch.get_num_threads()
-    torch.set_num_threads(1)  # sums on several threads would round differently on another machine
-    try:
-        for _ in range(steps):
-            rows = torch.randint(len(x), (BATCH,), generator=generator)
-            descent.zero_grad()
-            _loss(weights, x[rows], y[rows]).backward()
-            descent.step()
-            rate.step()
-    finally:
-        torch.set_num_threads(threads)
-    return PlainDesigner(center, scale, tuple(each.detach().numpy() for each in weights))
+
+    def error():
+        rows = torch.randint(len(x), (BATCH,), generator=generator)
+        return _loss(weights, x[rows], y[rows])
+
+    return PlainDesigner(center, scale, tuple(regressed(weights, error, steps, RATE, DECAY)))
 
 # %% ../../nbs/38_plain.ipynb #files
 class PlainTurn(NamedTuple):
