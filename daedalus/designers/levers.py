@@ -455,28 +455,31 @@ def _turn(before, populations, steps, seed, work, mix=GENERAL) -> Turn:
     return turn._replace(designer=load_levers(file))
 
 # %% ../../nbs/29_levers.ipynb #judged
-JUDGED = 100  # held-out episodes by which a turn is judged
+JUDGED = 150  # held-out episodes by which a turn is judged
 
 
 def held_out(seed: int, count: int = JUDGED) -> tuple[list[Population], np.ndarray, list[Brief]]:
-    """Populations, episodes and briefs of the training distribution that no lesson has: for choices between trainings."""
+    """Populations, episodes and briefs that no lesson has, for choices between trainings.
+
+    In turn: a brief on the wide distribution, the published objective there, and the published objective on the open one.
+    """
     rng = generator_of("levers, judged", seed)
-    people = [draw_population(rng, draw_wide) for _ in range(count)]
-    briefs = [Brief() if at % 2 else Brief.random(rng) for at in range(count)]
+    people = [draw_population(rng, draw_training_population if at % 3 == 2 else draw_wide) for at in range(count)]
+    briefs = [Brief() if at % 3 else Brief.random(rng) for at in range(count)]
     return people, block_keys(count, seed, block_of("levers, judged", 1)), briefs
 
 
 def judged(
     designer,  # as `play` takes it
     seed: int = 0,
+    count: int | None = None,  # of episodes; None: JUDGED
 ) -> dict[str, float]:
-    """Mean reward on held-out draws, without and with briefs, their standard errors, and the different mechanisms."""
-    people, keys, briefs = held_out(seed)
+    """Mean reward on each kind of held-out draws, the standard error of all, and the different mechanisms."""
+    people, keys, briefs = held_out(seed, count or JUDGED)
     table = play(designer, people, keys, brief=briefs)
     rewards = table.groupby("index")["reward"].mean().to_numpy()
-    plain, asked = rewards[1::2], rewards[::2]
-    return {"default": round(float(plain.mean()), 4), "briefs": round(float(asked.mean()), 4),
-            "error": round(float(rewards.std() / JUDGED ** 0.5), 4), "distinct": int(table["mechanism"].nunique())}
+    kinds = {name: round(float(rewards[at::3].mean()), 4) for at, name in enumerate(("briefs", "default", "open"))}
+    return kinds | {"error": round(float(rewards.std() / len(rewards) ** 0.5), 4), "distinct": int(table["mechanism"].nunique())}
 
 # %% ../../nbs/29_levers.ipynb #averaged
 MEAN = 3  # turns whose critics are averaged

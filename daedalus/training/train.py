@@ -663,9 +663,9 @@ def validation(
 
 def briefed_validation(
     designer: Player,
-    episodes: int,  # every other one with a brief other than the published objective
+    episodes: int,  # every third one with a brief other than the published objective
 ) -> dict[str, float]:  # mean reward and its standard error
-    """The same for a designer that reads briefs, on draws of the wide distribution."""
+    """The same for a designer that reads briefs, on all kinds of draws that its teacher was judged by."""
     people, keys, briefs = held_out(0, episodes)
     rewards = play(designer, people, keys, brief=briefs).groupby("index")["reward"].mean()
     return {"mean": float(rewards.mean()), "error": float(rewards.sem())}
