@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WATCHED', 'Finished', 'PATIENCE', 'ANSWER', 'Job', 'Done', 'JobError', 'package_version', 'code_hash', 'job_name',
-           'cost', 'run_jobs', 'made_by']
+           'cost', 'run_jobs', 'made_by', 'write_record']
 
 # %% ../nbs/04_jobs.ipynb #imports
 import ast
@@ -364,3 +364,15 @@ def made_by(
     "How an artefact was made: a hash of the code, versions of packages, and the provenance that results have."
     return {"code": code_hash(function), "packages": {package: package_version(package) for package in WATCHED},
             "provenance": provenance(params)}
+
+def write_record(
+    path: str | Path,            # of the record, JSON
+    record: Mapping[str, Any],   # what is to be said of how something was learned
+    learned: str | Path,         # the file that holds what was learned
+    function: Callable,          # that learned it
+    params: Mapping[str, Any],   # its parameters, `seed` among them
+) -> dict[str, Any]:             # the whole record
+    "Keep how something was learned: the record, a hash of what was learned, and how it was made."
+    whole = {**record, "hash": short_hash(Path(learned).read_bytes()), **made_by(function, params)}
+    write_text(path, json.dumps(whole, indent=1) + "\n")
+    return whole

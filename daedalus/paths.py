@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGE', 'CHECKOUT', 'NAME', 'KINDS', 'is_checkout', 'data_dir', 'repository', 'install_hint', 'data_folders',
            'data_file', 'build_dir', 'results_dir', 'figures_dir', 'committed_dir', 'figures_shown', 'declared',
-           'covers', 'undeclared', 'note_use', 'write_text', 'not_as_declared', 'check_writable', 'check_theirs',
-           'check_folder', 'check_output', 'workshop']
+           'covers', 'undeclared', 'note_use', 'write_text', 'write_arrays', 'not_as_declared', 'check_writable',
+           'check_theirs', 'check_folder', 'check_output', 'workshop']
 
 # %% ../nbs/06_paths.ipynb #imports
 import fcntl
@@ -17,12 +17,13 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata, requires
 from pathlib import Path
+from typing import Any
 
 import daedalus
 
@@ -216,24 +217,45 @@ if _USES:
     sys.addaudithook(_opened)
 
 # %% ../nbs/06_paths.ipynb #write-text
+@contextmanager
+def _in_one_step(
+    path: str | Path,  # file to write; its folder is made when missing
+) -> Iterator[Path]:
+    """A temporary file in the same folder, which takes the name when nothing went wrong."""
+    path = Path(path)
+    note_use("writes", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
 def write_text(
     path: str | Path,  # file to write; its folder is made when missing
     text: str,  # the whole content
 ) -> Path:
     """Write `text` to `path` in one step, through a temporary file in the same folder."""
-    path = Path(path)
-    note_use("writes", path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
+    with _in_one_step(path) as half:
+        half.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_arrays(
+    path: str | Path,  # file to write, ending with .npz
+    arrays: Mapping[str, Any],  # by name, what NumPy can make an array of
+) -> Path:
+    """Write arrays likewise: the same arrays make the same bytes, since nothing is compressed."""
+    import numpy as np
+
+    with _in_one_step(path) as half, half.open("wb") as file:
+        np.savez(file, **arrays)
+    return Path(path)
 
 # %% ../nbs/06_paths.ipynb #not-as-declared
 def not_as_declared(

@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from shared import until
 from typer.testing import CliRunner
@@ -240,6 +241,15 @@ def test_a_search_leaves_the_yardsticks_and_its_output_where_it_was_told(plain, 
     assert CliRunner().invoke(app, ["search", "--budget", "1", "--output", "mine.json"]).exit_code == 0
     assert json.loads((tmp_path / "mine.json").read_text())["value"] == found["value"]
     assert committed_bytes() == before
+
+
+def test_arrays_are_written_whole_or_not_at_all_and_always_as_the_same_bytes(tmp_path):
+    arrays = {"numbers": np.arange(1000.0), "texts": ["a", "bc"], "one": 3}
+    first, second = (paths.write_arrays(tmp_path / name / "made.npz", arrays) for name in "ab")
+    assert first.read_bytes() == second.read_bytes() and len(first.read_bytes()) > 8000   # nothing depends on a compressor
+    with np.load(first) as kept: assert kept["numbers"].sum() == 499500 and list(kept["texts"]) == ["a", "bc"]
+    with pytest.raises(ValueError): paths.write_arrays(first, arrays | {"ragged": [[1], [2, 3]]})
+    assert first.read_bytes() == second.read_bytes() and [each.name for each in first.parent.iterdir()] == ["made.npz"]
 
 
 @pytest.mark.parametrize(("command", "option"), [("search", "--output"), ("inference", "--output"), ("ablate", "--record"),

@@ -17,7 +17,7 @@ from daedalus.designers.states import outlook
 from daedalus.env import observe, open_episodes, suite
 from daedalus.market.bidders import BEHAVIOUR, HELD_OUT_RULES, Population
 from daedalus.market.engine import COMPONENTS, SCORED
-from daedalus.paths import data_dir
+from daedalus.paths import data_dir, write_arrays
 from daedalus.results import short_hash
 from daedalus.schema import FIELDS, LEVERS, Brief, Mechanism, Objective
 
@@ -121,7 +121,7 @@ def test_the_second_critic_answers_where_nothing_but_the_published_objective_is_
     pool, rng = drawn_rows(60, np.random.default_rng(1)), np.random.default_rng(3)
     general, expert = (LeverDesigner(untrained(seed), pool) for seed in (0, 1))
     both = LeverDesigner(general.critic, pool, published=expert.critic)
-    levers._save(levers._designer_arrays(both), tmp_path / "designer.npz")
+    write_arrays(tmp_path / "designer.npz", levers._designer_arrays(both))
     briefs = [Brief(), Brief(objective=Objective(revenue=1)), Brief(at_most={"reserve_price": 0.1}), *map(draw_brief, [rng] * 9)]
     episodes = open_episodes([Population.stage(at % 5) for at in range(12)], 0, brief=briefs)
     for designer in (both, load_levers(tmp_path / "designer.npz")):

@@ -13,7 +13,7 @@ from daedalus.env import features, observe, open_episodes, play_step, suite
 from daedalus.market.bidders import Population
 from daedalus.market.engine import scored_by, simulate
 from daedalus.schema import BRIEF_KINDS, DEFAULT_MECHANISM, INFORMED_GREEDY, Brief, Mechanism, Objective, mechanisms_to_array
-from daedalus.paths import data_dir
+from daedalus.paths import data_dir, write_arrays
 from daedalus.results import short_hash
 from daedalus.designers.rivals import (
     BY_OBJECTIVE, OBJECTIVES, RIVALS, Mended, Planner, TreeDesigner, TreeLessons, contextual_by_objective,
@@ -60,7 +60,7 @@ def test_a_rival_from_its_file_is_the_one_that_learned(tmp_path, how, sees, monk
     made = []
     monkeypatch.setattr(rivals, "_plain", lambda designer, plain=rivals._plain: made.append(designer) or plain(designer))
     found, = learn(how, 100_000, sees, "open", 1)
-    rivals._save(json.loads(json.dumps(found)), tmp_path / "rival.npz")
+    write_arrays(tmp_path / "rival.npz", rivals._arrays(json.loads(json.dumps(found))))
     kept = load_rival(tmp_path / "rival.npz")
     if how == "optimise_fixed":
         assert isinstance(kept, FixedDesigner) and kept == made[0]

@@ -12,7 +12,6 @@ __all__ = ['MOVES', 'SWEEPS', 'RULES_KEPT', 'PRACTICE', 'SHARES', 'POWERS', 'GEN
 
 # %% ../../nbs/29_levers.ipynb #imports
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,10 +29,10 @@ from .critic import LeverCritic, LeverExamples
 from .search import mutate
 from .states import draw_population
 from ..env import Episodes, draw_training_population, open_episodes, play_sessions, play_step
-from ..jobs import code_hash, made_by
+from ..jobs import code_hash, write_record
 from ..market.bidders import BEHAVIOUR, Behaviour, Population
 from ..market.engine import COMPONENTS, ROUNDS, SCORED, WARM_UP, components_of
-from ..paths import data_dir, write_text
+from ..paths import data_dir, write_arrays
 from ..results import short_hash
 from ..schema import (
     BRIEF_KINDS, BRIEF_RULES, FIELDS, LEVERS, AmountLever, Brief, Lever, Mechanism, Objective,
@@ -398,13 +397,6 @@ def _designer_arrays(designer: LeverDesigner) -> dict[str, np.ndarray]:
     scales = {f"{which}{name}": getattr(critic, name) for which, critic in critics.items() for name in ("center", "scale")}
     return {"pool": designer.pool, **scales, **networks}
 
-
-def _save(arrays: dict[str, Any], file: Path) -> None:
-    """Keep arrays in one step."""
-    half = file.with_suffix(".half.npz")
-    np.savez_compressed(half, **arrays)
-    os.replace(half, file)
-
 # %% ../../nbs/29_levers.ipynb #files-read
 DAMAGED = OSError, EOFError, KeyError, ValueError, IndexError, BadZipFile   # what reading half a file raises
 
@@ -451,7 +443,7 @@ def _turn(before, populations, steps, seed, work, mix=GENERAL) -> Turn:
     made = short_hash(code_hash(learn_turn), str((populations, steps, seed, len(before), mix)))
     if turn := _read_turn(file, made, mix): return turn
     turn = learn_turn(before, populations, steps, seed, mix)
-    _save(_arrays(turn) | {"made": made}, file)
+    write_arrays(file, _arrays(turn) | {"made": made})
     return turn._replace(designer=load_levers(file))
 
 # %% ../../nbs/29_levers.ipynb #judged
@@ -526,12 +518,10 @@ def learn_levers(
         spent = {"rounds": learned[-1].rounds, "seconds": round(learned[-1].seconds, 1)}
         curve.append(spent | judged(_assembled(learned) if mix == EXPERT else learned[-1].designer, seed))
     designer = _assembled(learned)
-    _save(_designer_arrays(designer), output / "designer.npz")
+    file = write_arrays(output / "designer.npz", _designer_arrays(designer))
     params = {"turns": turns, "experts": experts, "populations": populations, "steps": steps, "seed": seed}
-    record = {"curve": curve, "judged": judged(designer, seed), "hash": short_hash((output / "designer.npz").read_bytes()),
-              **made_by(learn_turn, params)}
-    write_text(output / "record.json", json.dumps(record, indent=1) + "\n")
-    return record
+    record = {"curve": curve, "judged": judged(designer, seed)}
+    return write_record(output / "record.json", record, file, learn_turn, params)
 
 # %% ../../nbs/29_levers.ipynb #committed
 def lever_designer() -> LeverDesigner:

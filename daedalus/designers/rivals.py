@@ -10,7 +10,6 @@ __all__ = ['SIGHT', 'DRAWS', 'RIVALS', 'LESSONS', 'LEAF', 'Tree', 'OBJECTIVES', 
 
 # %% ../../nbs/27_rivals.ipynb #imports
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +24,10 @@ from .base import (
     ask, readings, readings_table)
 from .levers import components_ahead, draw_wide, drawn_rows, exponents_of, mended_rows, wanted_in
 from ..env import Episodes, draw_training_population, features, observe, open_episodes
-from ..jobs import Job, made_by, run_jobs
+from ..jobs import Job, made_by, run_jobs, write_record
 from ..market.bidders import Population
 from ..market.engine import scored_by, simulate_components
-from ..paths import data_dir, write_text
+from ..paths import data_dir, write_arrays, write_text
 from ..results import short_hash
 from ..schema import (
     BRIEF_KINDS, PUBLISHED_OBJECTIVE, Brief, Mechanism, Objective, Observation, mechanisms_to_array, one_of)
@@ -112,15 +111,11 @@ def _array(
     return short if (short == array).all() else array
 
 
-def _save(
+def _arrays(
     plain: dict,  # a rival as JSON
-    file: Path,  # ending with .npz
-) -> None:
-    """Keep a rival, exact to the bit, in one step."""
-    half = file.with_suffix(".half.npz")
-    arrays: dict[str, Any] = {name: _array(part) for name, part in plain.items()}
-    np.savez(half, **arrays)
-    os.replace(half, file)
+) -> dict[str, np.ndarray]:
+    """A rival as arrays by name, exact to the bit."""
+    return {name: _array(part) for name, part in plain.items()}
 
 # %% ../../nbs/27_rivals.ipynb #files
 def _rival(
@@ -170,7 +165,7 @@ def learn_rivals(
     done = run_jobs([lesson(names, seed) for names in LESSONS], workers, folder, "lessons")
     for names, finished in zip(LESSONS, done):
         for name, plain in zip(names, finished.result):
-            _save(plain, output / f"{name}.npz")
+            write_arrays(output / f"{name}.npz", _arrays(plain))
     seconds = {name: round(finished.seconds, 1) for names, finished in zip(LESSONS, done) for name in names[:1]}
     record = {"rivals": {name: {**rival._asdict(), "hash": short_hash((output / f"{name}.npz").read_bytes())}
                          for name, rival in RIVALS.items()},
@@ -203,7 +198,7 @@ def learned_hash(
     job = lesson([name], seed)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"{name}.npz")
-        _save(job.function(*job.arguments)[0], file)
+        write_arrays(file, _arrays(job.function(*job.arguments)[0]))
         return short_hash(file.read_bytes())
 
 # %% ../../nbs/27_rivals.ipynb #mended
@@ -348,12 +343,10 @@ def learn_contextual(
     output.mkdir(parents=True, exist_ok=True)
     parts = {f"{wanted.text()}: {part}": value for wanted, finished in zip(objectives, done)
              for part, value in finished.result[0].items()}
-    _save(parts, output / f"{BY_OBJECTIVE}.npz")
-    record = {"rounds": rounds * len(jobs), "hash": short_hash((output / f"{BY_OBJECTIVE}.npz").read_bytes()),
-              "seconds": {wanted.text(): round(each.seconds, 1) for wanted, each in zip(objectives, done)},
-              **made_by(learn, {"rounds": rounds, "seed": seed, "meets": meets})}
-    write_text(output / f"{BY_OBJECTIVE}.json", json.dumps(record, indent=1) + "\n")
-    return record
+    file = write_arrays(output / f"{BY_OBJECTIVE}.npz", _arrays(parts))
+    record = {"rounds": rounds * len(jobs),
+              "seconds": {wanted.text(): round(each.seconds, 1) for wanted, each in zip(objectives, done)}}
+    return write_record(file.with_suffix(".json"), record, file, learn, {"rounds": rounds, "seed": seed, "meets": meets})
 
 
 def load_contextual(

@@ -9,7 +9,6 @@ __all__ = ['BINS', 'ANSWERS', 'HEADS', 'WIDTH', 'BATCH', 'RATE', 'DECAY', 'answe
 
 # %% ../../nbs/38_plain.ipynb #imports
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +27,8 @@ from daedalus.designers.levers import (
 from ..designers.rivals import near
 from ..designers.states import draw_population
 from ..env import Episodes, open_episodes, play_step
-from ..jobs import code_hash, made_by
-from ..paths import data_dir, write_text
+from ..jobs import code_hash, write_record
+from ..paths import data_dir, write_arrays
 from ..results import short_hash
 from ..schema import FIELDS, LEVERS, AmountLever, Brief, Mechanism, Observation, mechanisms_to_array
 from ..seeds import block_keys, block_of, generator_of
@@ -211,12 +210,10 @@ class PlainTurn(NamedTuple):
     seconds: float  # of CPU time
 
 
-def _save(designer: PlainDesigner, file: Path, **more: Any) -> None:
-    """Keep a designer, exact to the bit, and what more there is, in one step."""
-    half = file.with_suffix(".half.npz")
-    arrays: dict[str, Any] = {f"weights {at}": each for at, each in enumerate(designer.weights)} | more
-    np.savez_compressed(half, center=designer.center.astype(np.float32), scale=designer.scale.astype(np.float32), **arrays)
-    os.replace(half, file)
+def _arrays(designer: PlainDesigner) -> dict[str, np.ndarray]:
+    """A designer as arrays by name, exact to the bit."""
+    scales = {"center": designer.center.astype(np.float32), "scale": designer.scale.astype(np.float32)}
+    return scales | {f"weights {at}": each for at, each in enumerate(designer.weights)}
 
 
 def load_plain(
@@ -249,7 +246,7 @@ def _turn(before, teacher, populations, steps, seed, hidden, work) -> PlainTurn:
     planned = np.concatenate([*(part.plans for part in before), plans])
     designer = fit_plain(seen, planned, steps if last else 2 * steps, seed + turn, last)
     seconds = time.process_time() - began
-    _save(designer, file, inputs=inputs, plans=plans, made=made, seconds=seconds)
+    write_arrays(file, _arrays(designer) | {"inputs": inputs, "plans": plans, "made": made, "seconds": seconds})
     return PlainTurn(inputs, plans, load_plain(file), seconds)
 
 # %% ../../nbs/38_plain.ipynb #learn
@@ -271,12 +268,10 @@ def learn_plain(
         learned.append(_turn(learned, teacher, populations, steps, seed, hidden, work))
         curve.append({"states": len(learned[-1].inputs), "seconds": round(learned[-1].seconds, 1)}
                      | judged(learned[-1].designer, seed))
-    _save(learned[-1].designer, output / "plain.npz")
+    file = write_arrays(output / "plain.npz", _arrays(learned[-1].designer))
     params = {"turns": turns, "populations": populations, "steps": steps, "seed": seed, "hidden": hidden}
-    record = {"curve": curve, "teacher": judged(teacher, seed), "hash": short_hash((output / "plain.npz").read_bytes()),
-              **made_by(learn_plain, params)}
-    write_text(output / "plain.json", json.dumps(record, indent=1) + "\n")
-    return record
+    record = {"curve": curve, "teacher": judged(teacher, seed)}
+    return write_record(file.with_suffix(".json"), record, file, learn_plain, params)
 
 # %% ../../nbs/38_plain.ipynb #committed
 def plain_designer() -> PlainDesigner:

@@ -6,7 +6,6 @@
 __all__ = ['Teacher', 'acceptance', 'RftSettings', 'ahead', 'Lesson', 'rejection_rows']
 
 # %% ../../nbs/32_rft.ipynb #imports
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..env import draw_training_population
 from ..designers.iterate import improve
 from ..designers.language import LanguageDesigner, messages
 from ..market.engine import ROUNDS, WARM_UP
+from ..paths import write_arrays
 from ..schema import Mechanism, Observation, Positive, Record, Share, amount, whole
 from ..designers.search import Draw, Examples
 from ..seeds import generator_of
@@ -100,9 +100,7 @@ class Teacher(_Valued):
         """Keep the teacher in a file that ends with .npz, exact to the bit."""
         arrays = {f"{name} {part}": array for name in ("signals", "published")
                   for part, array in getattr(self, name)._asdict().items()}
-        half = Path(file).with_suffix(".half.npz")
-        np.savez(half, library=[mechanism.to_json() for mechanism in self.library], **arrays)
-        os.replace(half, file)
+        write_arrays(file, arrays | {"library": [mechanism.to_json() for mechanism in self.library]})
 
     @classmethod
     def load(
