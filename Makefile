@@ -11,7 +11,7 @@ PLAYS := $(if $(wildcard $(READY)),$(READY),.venv/.plays)
 TREE := $(BIN)/python -c 'from daedalus.pipeline.reproduce import tree_hash; print(tree_hash())'
 SHIPPED := $(BIN)/python -c 'from daedalus.training.train import SHIPPED; print(SHIPPED)'
 
-.PHONY: help quick reproduce figures verify test train rivals teacher search ablations serve export bench clean
+.PHONY: help quick reproduce figures verify test train rivals teacher search ablations grpo serve export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ search: $(READY) ## search for the best fixed mechanisms and the oracles, into d
 
 ablations: $(READY) ## train the variants of a small recipe, three seeds each, in an hour; resumes when interrupted
 	$(BIN)/daedalus ablate --record data/ablations/records.json
+
+grpo: $(READY) ## train the rows of the study of GRPO at equal cost, in hours; resumes when interrupted
+	$(BIN)/daedalus ablate --plan data/grpo.json --record data/grpo/records.json
 
 serve: $(READY) ## the market, the designer and the arena at http://127.0.0.1:7860; Ctrl-C ends it
 	$(BIN)/daedalus serve

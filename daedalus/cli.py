@@ -435,14 +435,19 @@ def train(
 @app.command()
 @says_what_is_wrong
 def ablate(
-    work: Annotated[Path, typer.Option(help="Folder of the trainings.")] = Path("build", "ablations"),
-    record: Annotated[
-        Path, typer.Option(help="JSON file of the records; those it has are kept.")] = Path("build", "ablations.json"),
+    plan: Annotated[Path | None, typer.Option(help="JSON file of what is trained. [the committed ablations]")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder of the trainings. [build/PLAN, such as build/ablations]")] = None,
+    record: Annotated[Path | None, typer.Option(
+        help="JSON file of the records; those it has are kept. [build/PLAN.json, such as build/ablations.json]")] = None,
 ) -> None:
     """Train the variants of a small recipe.
 
     Each differs from the recipe in one thing. Interrupted, it goes on when the same command is given again.
     """
+    name = plan.stem if plan else "ablations"
+    work, record = work or Path("build", name), record or Path("build", f"{name}.json")
+    if plan and not plan.is_file():
+        raise ValueError(f"--plan {str(plan)!r} is no file: name one such as data/grpo.json")
     for option, folder in (("--work", work), ("the folder of --record", record.parent)):
         check_folder(option, folder)
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -450,9 +455,9 @@ def ablate(
     _quieten()
     from daedalus.training.variants import ablation_plan, run_ablations
 
-    plan = ablation_plan()
-    records = run_ablations(plan, record, work)
-    typer.echo(f"{len(records)} trainings, {len(plan.seeds)} seeds each; records: {record}")
+    records = run_ablations(ablation_plan(plan), record, work)
+    seeds = len({training["seed"] for training in records})
+    typer.echo(f"{len(records)} trainings, {seeds} seeds at most; records: {record}")
 
 # %% ../nbs/62_cli.ipynb #rivals
 @app.command()

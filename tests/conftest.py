@@ -61,7 +61,7 @@ def smoke_training(tmp_path_factory):
 # take longest come first, so that processes that share the files end together.
 SLOW = tuple(
     f"test_{name}.py" for name in (
-        "pipeline", "contributing", "ablations", "serve", "cli", "files", "train", "arena", "runtime", "access", "jobs",
+        "pipeline", "contributing", "ablations", "grpo_plan", "serve", "cli", "files", "train", "arena", "runtime", "access", "jobs",
         "first_hour", "templates", "policy", "language", "grpo", "export", "adapters", "rft", "sft", "verify", "screens",
         "search", "exploit", "redteam", "critic", "pareto", "paper", "openenv", "iterate", "theory"))
 

@@ -77,11 +77,21 @@ def test_groups_of_any_size_divide_the_replies_of_a_step():
             assert phase.kind != "grpo" or phase.settings.batch_size % phase.settings.generations == 0
 
 
+def test_a_list_of_phases_takes_the_place_of_all():
+    sft, _, grpo = profile("smoke").phases
+    changed = vary(profile("smoke"), {"ahead_rounds": 0, "phases": [json.loads(part.to_json()) for part in (sft, grpo, grpo)]})
+    assert changed == profile("smoke").replace(ahead_rounds=0, phases=(sft, grpo, grpo))
+
+
 def test_mistakes_in_a_variant_are_one_sentence():
     with pytest.raises(ValueError, match="^phases must be of sft, rft, grpo, not 'gpro'$"):
         vary(PLAN.base, {"phases": {"gpro": None}})
     with pytest.raises(ValueError, match="teacher_rounds must be"):
         vary(PLAN.base, {"teacher_rounds": -1})
+
+
+    with pytest.raises(ValueError, match=r"seeds of variant 'no KL term' must be of \(3,\), not 4"):
+        tiny(variants=(tiny().variants[0].replace(seeds=(3, 4)),))
 
 
 # Training them
@@ -105,6 +115,26 @@ def trained(tmp_path_factory, smoke_training):
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(smoke_training / "work", folder / "work" / "base-3")
     return folder, run_ablations(tiny(), folder / "records.json", folder / "work")
+
+
+def test_a_variant_is_trained_with_its_own_seeds():
+    other = Variant(name="other", factor="KL", changes={})
+    plan = tiny(seeds=(3, 4, 5), variants=(tiny().variants[0].replace(seeds=(3, 5)), other))
+    assert plan.runs() == [(BASE, 3), (BASE, 4), (BASE, 5), ("no KL term", 3), ("no KL term", 5),
+                           ("other", 3), ("other", 4), ("other", 5)]
+
+
+def test_how_grpo_went_is_kept_in_a_few_points(trained):
+    _, records = trained
+    for record in records:
+        went = record["history"]
+        assert went["rounds"] == sorted(went["rounds"]) and went["rounds"][-1] == pytest.approx(record["rounds"], rel=1e-4)
+        assert {len(column) for column in went.values()} == {2} and {"composite", "entropy", "distinct"} <= set(went)
+    first = {"kind": "sft", "rounds": 7, "history": [{"loss": 1.0}] * 3}
+    steps = [{"composite": float(at), "entropy": 2.0} for at in range(40)]
+    went = variants.thinned([first, *({"kind": "grpo", "rounds": 20, "history": part} for part in (steps[:20], steps[20:]))])
+    assert went["composite"] == [0.5 + 2 * at for at in range(20)] and set(went) == {"rounds", "composite", "entropy"}
+    assert went["rounds"] == [7 + 1.5 + 2 * at for at in range(20)] and variants.thinned([first]) == {}
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(trained, smoke_training, tmp_path, monkeypatch):
@@ -238,8 +268,9 @@ def test_the_committed_records_belong_to_the_committed_plan():
 def test_records_of_other_settings_have_other_keys():
     changed = PLAN.base.replace(teacher_rounds=0)
     keys = {record_key(PLAN.base, 0, 10), record_key(PLAN.base, 1, 10), record_key(PLAN.base, 0, 11),
-            record_key(changed, 0, 10)}
-    assert len(keys) == 4 and record_key(PLAN.base.replace(about="other words"), 0, 10) in keys
+            record_key(changed, 0, 10), record_key(PLAN.base, 0, 10, ("stages", "open", "briefs")),
+            record_key(PLAN.base, 0, 10, best_of=8)}
+    assert len(keys) == 6 and record_key(PLAN.base.replace(about="other words"), 0, 10) in keys
 
 
 # Intervals
@@ -249,6 +280,7 @@ def test_rewards_are_ordered_by_seed():
     records = [{"variant": "a", "seed": seed, "held out": {"open, signals": {"rewards": [seed, 1.0]}}}
                for seed in (2, 0, 1)]
     assert rewards_of(records, "a", "open, signals").tolist() == [[0, 1], [1, 1], [2, 1]]
+    assert rewards_of(records, "a", "open, signals", [2, 0]).tolist() == [[0, 1], [2, 1]]
     with pytest.raises(ValueError, match="variant must be one that was trained, not 'b'"):
         rewards_of(records, "b", "open, signals")
 

@@ -42,7 +42,7 @@ def refused(folder, *words, code=2, **environment):
 @pytest.mark.parametrize(("command", "says"), [
     ("inference", ["--n-episodes", "--baseline", "--repo-id", "--output", "inference_results.json", "between 0 and 1"]),
     ("train", ["--profile", "--dry-run", "--hub-job", "default: 400", "default: l4x1", "WORK/designer"]),
-    ("ablate", ["--work", "--record", "build/ablations.json"]),
+    ("ablate", ["--plan", "--work", "--record", "build/ablations.json"]),
     ("search", ["--budget", "default: 800"]),
     ("reproduce", ["--profile", "--keep-outputs", "default: smoke"]),
 ])

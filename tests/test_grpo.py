@@ -16,6 +16,7 @@ from daedalus.env import suite
 from daedalus.training.grpo import (
     REWARDS, GrpoAlgorithm, GrpoSettings, MarketRewards, prompt_rows, reinforce, shared_logprobs, shared_prompt_trainer,
     spread_within, training_populations, trl_config)
+from daedalus.designers.base import informed_greedy
 from daedalus.designers.language import LanguageDesigner, small_model, small_tokenizer
 from daedalus.designers.models import load_model
 from daedalus.schema import INFORMED_GREEDY, Mechanism
@@ -50,6 +51,17 @@ def test_rewards_are_the_markets(rows):
     assert found["composite"].tolist() == [*expected["reward"][0, :1].mean(1), 0.0, *expected["reward"][0, 1:].mean(1)]
     assert found["fairness"][2] == expected["fairness"][0, 1].mean() and found["format"].tolist() == [1, 0, 1]
     assert rewards.rounds == 2 * 2 * 3 * 5
+
+
+def test_rounds_are_those_that_are_played_to_the_end_of_the_episode_where_somebody_plays_on(folder, counted_rounds):
+    many = prompt_rows(LanguageDesigner(*load_model(folder), constrained=False), SETTINGS.replace(steps=6), 0)
+    last = max(many, key=lambda row: restore(row["state"]).round_number)["state"]
+    left = 10 - restore(last).round_number
+    for then, steps in ((None, 4), (informed_greedy, left)):
+        rewards = MarketRewards(horizon=4, futures=2, then=then)
+        with counted_rounds() as spent:
+            rewards.scores([INFORMED_GREEDY.to_text(), "no"], [last] * 2, [1] * 2)
+        assert left < 4 and sum(spent) == rewards.rounds == steps * 2 * 5
 
 
 def test_each_reward_is_a_function_of_its_own_and_logs_its_spread(rows):

@@ -226,8 +226,53 @@ def test_a_reply_ends_at_its_end_token(small):
     assert all((row[end:] == tokenizer.eos_token_id).all() for row, end in zip(tokens, ends) if end)
 
 
+def log_probability(model, tokenizer, prompt, row, stops):
+    """Of a reply, by reading prompt and reply at once, as a sum over its tokens with the one that ends it."""
+    read = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    reply = language.until_stop(row, stops)
+    with torch.no_grad():
+        logits = model(torch.tensor([read + reply])).logits[0, len(read) - 1:-1]
+    return logits.log_softmax(-1)[range(len(reply)), reply].sum().item()
+
+
+@pytest.fixture
+def hasty(small, monkeypatch):
+    """The small model, with half of all tokens ending a reply."""
+    stops = set(range(0, len(TOKENIZER), 2))
+    monkeypatch.setattr(language, "stop_tokens", lambda *others: stops)
+    return *small, stops
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+def test_replies_come_with_the_log_probability_that_the_model_gives_them(hasty, observations, temperature):
+    model, tokenizer, stops = hasty
+    prompts = prompts_of(tokenizer, observations[:5])
+    replies = sample_replies(model, tokenizer, prompts, 4, temperature, 6, generator())
+    expected = [[log_probability(*hasty[:2], prompt, row, stops) for row in rows]
+                for prompt, rows in zip(prompts, replies.tokens.tolist())]
+    assert torch.allclose(replies.logprobs, torch.tensor(expected), atol=1e-3)
+    lengths = {len(language.until_stop(row, stops)) for rows in replies.tokens.tolist() for row in rows}
+    assert len(lengths) > 1 or not temperature
+
+
+def test_of_several_replies_the_likeliest_is_said(hasty, observations):
+    model, tokenizer, stops = hasty
+    chats = [messages(observation) for observation in observations[:6]]
+    one, several = (LocalModel(model, tokenizer, False, 1.0, seed=4, replies=replies) for replies in (1, 5))
+    said, alone, longest = several.complete(chats), one.complete(chats), language._longest(tokenizer, None)
+    for chat, text, single in zip(chats, said, alone):
+        prompt = chat_text(tokenizer, chat)
+        uniforms = torch.from_numpy(language._uniforms(prompt, 4, 5 * longest)).reshape(1, 5, longest)
+        drawn = language._write_all(model, tokenizer, [prompt], uniforms, 1.0, None)
+        by_hand = [log_probability(model, tokenizer, prompt, row, stops) for row in drawn.tokens[0].tolist()]
+        assert text == drawn.texts[0][int(np.argmax(by_hand))] and single == drawn.texts[0][0]
+    assert said != alone and several.complete(chats[::-1]) == said[::-1]
+    with pytest.raises(ValueError, match="^replies must be a whole number of at least 1, not 0$"):
+        LocalModel(model, tokenizer, replies=0).complete(chats)
+
+
 def test_no_prompts_no_replies(small):
-    assert sample_replies(*small, []).texts == []
+    assert sample_replies(*small, []).texts == [] == LocalModel(*small, replies=3).complete([])
 
 
 @pytest.mark.parametrize("wrong, sentence", [

@@ -10,9 +10,9 @@ from daedalus.env import suite
 from daedalus.paths import CHECKOUT, data_folders
 from daedalus.studies.screens import SUSPICIOUS, TSUCHIURA, auc_interval, tender_table, tsuchiura
 from daedalus.studies.stats import (
-    ON_DISTRIBUTION, ON_SUITE, QUESTIONS, _strata, against, cluster_counts, counts, crossed_interval, ends, exact_share, holm,
-    interquartile_mean, interval, performance_profile, picks, probability_of_improvement, resampled_means, resampling,
-    weighted_quantile)
+    ON_DISTRIBUTION, ON_SUITE, PARTS, QUESTIONS, _strata, against, cluster_counts, counts, crossed_interval, crossed_variances, ends,
+    exact_share, holm, interquartile_mean, interval, performance_profile, picks, probability_of_improvement, resampled_means,
+    resampling, setting_variances, weighted_quantile)
 from daedalus.pipeline.verify import committed_record
 
 RNG = np.random.default_rng(4)
@@ -359,3 +359,52 @@ def test_nothing_else_resamples():
                 assert not {"bootstrap", "binomtest"} & {alias.name for alias in node.names}, name
             if isinstance(node, ast.Constant):
                 assert node.value not in (0.975, 97.5), f"{name} takes the ends of an interval by itself"
+
+
+# Where a difference comes from
+
+SHAPES = dict(zip(PARTS, ((12, 1, 1), (1, 9, 1), (12, 9, 1), (12, 1, 3), (12, 9, 3))))
+SIZES = dict(zip(PARTS, (0.3, 0.2, 0.15, 0.1, 0.25)))
+
+
+def summed(rng):
+    """States x mechanisms x futures whose parts have the standard deviations of SIZES."""
+    return sum(SIZES[part] * rng.normal(size=shape) for part, shape in SHAPES.items())
+
+
+def test_the_variances_of_the_parts_are_estimated_without_bias():
+    rng = np.random.default_rng(1)
+    studies = np.array([list(crossed_variances(summed(rng)).values()) for _ in range(1500)])[..., 0]
+    error = studies.std(0) / len(studies) ** 0.5
+    assert (abs(studies.mean(0) - np.square(list(SIZES.values()))) < 4 * error).all() and (error < 0.003).all()
+
+
+def test_parts_that_are_not_there_have_no_variance():
+    rng = np.random.default_rng(2)
+    for part, shape in SHAPES.items():
+        parts = {name: float(x[0]) for name, x in crossed_variances(np.zeros((12, 9, 3)) + rng.normal(size=shape)).items()}
+        assert parts[part] > 0.2
+        others = set(PARTS) - {part} if part in ("state", "mechanism") else set(PARTS[PARTS.index(part) + 1:])
+        assert all(abs(parts[other]) < 1e-12 for other in others)
+
+
+def test_a_draw_of_states_is_the_table_of_these_states():
+    rng = np.random.default_rng(3)
+    values, settings, rows = summed(rng), np.arange(9) % 2, rng.integers(12, size=(5, 12))
+    weights = np.stack([np.bincount(row, minlength=12) for row in rows]) / 12
+    drawn, levers = crossed_variances(values, weights), setting_variances(values, settings, weights)
+    for at, row in enumerate(rows):
+        assert {name: x[at] for name, x in drawn.items()} == pytest.approx(
+            {name: x[0] for name, x in crossed_variances(values[row]).items()})
+        assert sum(x[at] for x in levers) == pytest.approx(sum(x[0] for x in setting_variances(values[row], settings)))
+
+
+def test_what_a_lever_makes_is_estimated_without_bias_and_without_what_else_mechanisms_differ_by():
+    rng, settings = np.random.default_rng(4), ["low", "middle", "high"] * 3
+    levels = np.array([{"low": 0, "middle": 1, "high": 2}[name] for name in settings])
+    studies = []
+    for _ in range(1500):
+        lever = 0.2 * (np.array([-1.0, 0.0, 1.0]) + rng.normal(size=(12, 3)))[:, levels]
+        studies.append([x[0] for x in setting_variances(lever[..., None] + summed(rng), settings)])
+    error = np.std(studies, axis=0) / len(studies) ** 0.5
+    assert (abs(np.mean(studies, axis=0) - 0.04 * 2 / 3) < 4 * error).all() and (error < 0.002).all()

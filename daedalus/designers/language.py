@@ -329,13 +329,14 @@ def _write(
     temperature: float,
     constraint: "LLMatcher | None",
     stops: set[int],  # tokens that end a reply
-) -> "torch.Tensor":  # int64 [prompts, samples, longest]
-    """The tokens of replies to some prompts."""
+) -> tuple["torch.Tensor", "torch.Tensor"]:  # int64 [prompts, samples, longest] and float [prompts, samples]
+    """The tokens of replies to some prompts, and the log-probability that the model itself gives each reply."""
     import torch
 
     reader = _Reader(model, *_encode(tokenizer, prompts), samples=uniforms.shape[1])
     shape, uniforms = uniforms.shape, uniforms.flatten(0, 1).to(model.device)
     written = torch.full(uniforms.shape, padding_token(tokenizer), device=model.device)
+    logprobs = torch.zeros(len(written), device=model.device)
     running = torch.ones(len(written), dtype=torch.bool, device=model.device)
     ends = torch.tensor(sorted(stops), device=model.device)
     matchers = [constraint.deep_copy() for _ in written] if constraint else []
@@ -343,13 +344,14 @@ def _write(
         logits = _allowed(reader.logits, matchers) if matchers else reader.logits
         chosen = _choose(logits, temperature, uniforms[:, at])
         written[running, at] = chosen[running]
+        logprobs += running * (reader.logits.gather(1, chosen[:, None])[:, 0] - reader.logits.logsumexp(-1))
         running &= ~torch.isin(chosen, ends)
         if not running.any() or at == shape[-1] - 1:
             break
         for matcher, token in zip(matchers, chosen.tolist()):
             matcher.consume_token(token)
         reader.read(chosen)
-    return written.cpu().unflatten(0, shape[:2])
+    return written.cpu().unflatten(0, shape[:2]), logprobs.cpu().unflatten(0, shape[:2])
 
 # %% ../../nbs/25_language.ipynb #samples
 ROWS = {"cpu": 256, "cuda": 1024}  # replies that are written at once, by device
@@ -362,6 +364,7 @@ class Samples(NamedTuple):
 
     texts: list[list[str]]  # [prompts][samples], without special tokens
     tokens: "torch.Tensor"  # int64 [prompts, samples, longest], padded on the right, on the CPU
+    logprobs: "torch.Tensor"  # float [prompts, samples]: of each reply at temperature 1, without a constraint
 
 
 def _longest(
@@ -416,8 +419,9 @@ def _write_all(
     with torch.no_grad():
         parts = [_write(model, tokenizer, prompts[at:at + size], uniforms[at:at + size], temperature, constraint, stops)
                  for at in range(0, len(prompts), size)]
-    tokens = torch.cat(parts) if parts else torch.zeros(uniforms.shape, dtype=torch.int64)
-    return Samples([reply_texts(tokenizer, rows, stops) for rows in tokens.tolist()], tokens)
+    parts = parts or [(torch.zeros(uniforms.shape, dtype=torch.int64), torch.zeros(uniforms.shape[:2]))]
+    tokens, logprobs = map(torch.cat, zip(*parts))
+    return Samples([reply_texts(tokenizer, rows, stops) for rows in tokens.tolist()], tokens, logprobs)
 
 # %% ../../nbs/25_language.ipynb #sample-replies
 def sample_replies(
@@ -521,18 +525,20 @@ class LocalModel(ChatModel):
     constrained: bool = True  # to the texts of mechanisms
     temperature: float = 0.0  # 0: the most likely token each time
     seed: int = 0  # draws the replies at temperatures above 0
+    replies: int = 1  # drawn to each chat, at least 1: the likeliest is said
 
     def complete(self, chats: Sequence[Chat]) -> list[str]:
         import torch
 
         prompts = [chat_text(self.tokenizer, chat) for chat in chats]
         constraint = self._matcher if self.constrained else None
-        uniforms = torch.zeros(len(prompts), 1, _longest(self.tokenizer, constraint))
+        shape = whole_number(self.replies, "replies"), _longest(self.tokenizer, constraint)
+        uniforms = torch.zeros(len(prompts), *shape)
         if self.temperature:
             for row, prompt in zip(uniforms, prompts):
-                row[0] = torch.from_numpy(_uniforms(prompt, self.seed, uniforms.shape[-1]))
+                row[:] = torch.from_numpy(_uniforms(prompt, self.seed, shape[0] * shape[1])).reshape(shape)
         samples = _write_all(self.model, self.tokenizer, prompts, uniforms, self.temperature, constraint)
-        return [text for text, in samples.texts]
+        return [texts[best] for texts, best in zip(samples.texts, samples.logprobs.argmax(1).tolist())]
 
     @cached_property
     def _matcher(self) -> "LLMatcher":

@@ -119,7 +119,7 @@ def _arrays(
 
 # %% ../../nbs/27_rivals.ipynb #files
 def _rival(
-    parts: dict[str, np.ndarray],  # by name, as `_save` writes them
+    parts: dict[str, np.ndarray],  # by name, as `_arrays` has them
 ) -> FixedDesigner | ContextualDesigner:
     """A rival from its arrays."""
     library = [Mechanism.from_text(str(text)) for text in parts.pop("library")]

@@ -99,11 +99,12 @@ def _play_replies(
         valid = {at: reply for at, reply in enumerate(replies) if (states[at], future_seeds[at]) == key and reply}
         if not valid:
             continue
-        rows = list(valid)
-        outcomes = outlook(restore(key[0]), [list(valid.values())], key[1], horizon, futures, then)
+        rows, episodes = list(valid), restore(key[0])
+        outcomes = outlook(episodes, [list(valid.values())], key[1], horizon, futures, then)
         for name, score in SCORE_OF.items():
             earned[name][rows] = outcomes[score][0].mean(1)
-        rounds += len(rows) * horizon * futures * ROUNDS
+        steps = min(horizon, episodes.episode_length - episodes.round_number) if then else horizon
+        rounds += len(rows) * steps * futures * ROUNDS
     return earned, rounds
 
 # %% ../../nbs/33_grpo.ipynb #within-groups

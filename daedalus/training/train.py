@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Phase', 'REASONS', 'RUNNERS', 'ASKED_OF', 'SHIPPED', 'SftPhase', 'RftPhase', 'GrpoPhase', 'ReadingPhase',
            'ImitationPhase', 'TrialPhase', 'LeverTeacher', 'Profile', 'profiles', 'profile', 'save_policy',
-           'restore_policy', 'training_code', 'Place', 'phase_folders', 'run_phases', 'borrow_phases', 'AsPublished',
-           'AskedOnce', 'held_out_rewards', 'validation', 'briefed_validation', 'history_table', 'stage_name',
-           'one_thread', 'report_rows', 'train', 'train_further']
+           'restore_policy', 'training_code', 'Place', 'phase_folders', 'run_phases', 'borrow_levers', 'borrow_phases',
+           'AsPublished', 'AskedOnce', 'held_out_rewards', 'validation', 'briefed_validation', 'history_table',
+           'stage_name', 'one_thread', 'report_rows', 'train', 'train_further']
 
 # %% ../../nbs/35_train.ipynb #imports
 import hashlib
@@ -79,6 +79,9 @@ class GrpoPhase(Record):
     kind: Literal["grpo"] = "grpo"
     settings: GrpoSettings = Field(GrpoSettings(), description="how the phase is run")
     adapters: Natural = Field(0, description="rank of adapters trained in place of all weights, and merged at the end")
+    plays_on: Literal["teacher", "nobody", "policy"] = Field(
+        "teacher", description="who plays on after a reply that is scored: the training's teacher, where it has one that "
+        "looks ahead; nobody, the reply is held; or the policy as it stands", exclude_if=lambda who: who == "teacher")
 
 # %% ../../nbs/35_train.ipynb #lesson-phases
 class ReadingPhase(Record):
@@ -401,13 +404,18 @@ def _rft(
             "seconds": {"teacher": first * teaching, "states": middle - start, "update": time.perf_counter() - middle}}
 
 # %% ../../nbs/35_train.ipynb #lever-teacher
+def _lever_folder(chosen: LeverTeacher, seed: int, work: Path) -> Path:
+    """Where a training keeps its teacher without a menu."""
+    return work / f"levers-{chosen.turns}-{chosen.experts}-{chosen.populations}-{chosen.steps}-{seed}"
+
+
 def _lever_teacher(
     chosen: LeverTeacher,
     seed: int,
     work: Path,
 ) -> tuple[LeverDesigner, dict]:  # and its record
     """The teacher without a menu of a training: learned once by the code that is here, then read from the training's folder."""
-    folder = work / f"levers-{chosen.turns}-{chosen.experts}-{chosen.populations}-{chosen.steps}-{seed}"
+    folder = _lever_folder(chosen, seed, work)
     record = _kept(folder / "record.json")
     if not _is_made_by(record, {"code": code_hash(learn_turn)}):
         record = learn_levers(folder, folder / "turns", **chosen.model_dump(), seed=seed)
@@ -454,9 +462,13 @@ def _trial(model, tokenizer, phase: TrialPhase, place: Place) -> dict:
 
 # %% ../../nbs/35_train.ipynb #run-grpo
 def _plays_on(
+    phase: GrpoPhase,
     place: Place,
+    policy: Player,  # the model in training
 ) -> Player | None:  # None: replies are held
-    """Who plays on after a reply that GRPO scores: the training's teacher, where it has one that looks ahead."""
+    """Who plays on after a reply that GRPO scores."""
+    if phase.plays_on != "teacher":
+        return policy if phase.plays_on == "policy" else None
     if place.profile.levers:
         teacher, _ = _lever_teacher(place.profile.levers, place.seed, place.work)
         return replace(teacher, sweeps=0)
@@ -470,9 +482,9 @@ def _grpo(
 ) -> dict:
     """Run a phase of GRPO."""
     progress = place.profile.progress[place.number]
-    then = _plays_on(place)
     policy = PolicySettings(lora_rank=phase.adapters, lora_alpha=phase.adapters or 1)
     trained = with_adapters(model, policy, place.phase_seed)
+    then = _plays_on(phase, place, LanguageDesigner(trained, tokenizer, constrained=False))
     record = reinforce(trained, tokenizer, phase.settings, place.phase_seed, str(place.folder), progress, then)._asdict()
     if phase.adapters:
         trained.merge_and_unload(safe_merge=True)  # into `model`, whose layers the adapters were wrapped around
@@ -580,6 +592,24 @@ def _borrow_teacher(
         for ending in (".npz", ".json"):  # the .json last, which says that the .npz is there
             _copied(theirs.with_suffix(ending), mine.with_suffix(ending))
 
+# %% ../../nbs/35_train.ipynb #borrow-levers
+def borrow_levers(
+    profile: Profile,
+    seed: int,
+    work: str | Path,  # folder of a training
+    lender: str | Path,  # folder of another one
+) -> bool:  # whether there was one to copy
+    """Copy a teacher without a menu that the code which is here made."""
+    if not profile.levers: return False
+    needed = {"code": code_hash(learn_turn)}
+    mine, theirs = (_lever_folder(profile.levers, seed, Path(folder)) for folder in (work, lender))
+    if not _is_made_by(_kept(theirs / "record.json"), needed) or _is_made_by(_kept(mine / "record.json"), needed):
+        return False
+    mine.mkdir(parents=True, exist_ok=True)
+    for name in ("designer.npz", "record.json"):  # the record last, which says that the designer is there
+        _copied(theirs / name, mine / name)
+    return True
+
 # %% ../../nbs/35_train.ipynb #borrow
 def borrow_phases(
     profile: Profile,
@@ -587,10 +617,11 @@ def borrow_phases(
     work: str | Path,  # folder of the training that is about to run
     lender: str | Path,  # folder of a training that has run; what it lacks is not borrowed
 ) -> int:  # how many phases were borrowed
-    """Copy the finished phases, and the teacher, that two trainings have in common."""
+    """Copy the finished phases, and the teachers, that two trainings have in common."""
     work, lender, borrowed, before = Path(work), Path(lender), 0, None
     with _alone_in(work):
         _borrow_teacher(_teacher_file(profile, seed, work), _teacher_file(profile, seed, lender))
+        borrow_levers(profile, seed, work, lender)
         for number, (mine, theirs) in enumerate(zip(phase_folders(profile, work), phase_folders(profile, lender))):
             needed, record = _needed(profile, seed, number, before), _kept(mine / "phase.json")
             if not _is_made_by(_kept(theirs / "phase.json"), needed):
