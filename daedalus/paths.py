@@ -209,7 +209,8 @@ def _opened(
     about: tuple,  # of "open": path, mode, flags
 ) -> None:
     """Note a file that Python opens."""
-    if event == "open" and isinstance(about[0], str) and not about[2] & os.O_EXCL:
+    if event == "open" and isinstance(about[0], str) and not about[2] & os.O_EXCL and (
+            not os.path.basename(about[0]).startswith(".")):  # half of a file that `_in_one_step` writes
         note_use("writes" if about[2] & (os.O_WRONLY | os.O_RDWR) else "reads", about[0])
 
 

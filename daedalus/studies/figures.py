@@ -16,7 +16,7 @@ __all__ = ['FIGURES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'DOT', 'SQUARE', 'LINES'
            'red_team_transfer', 'red_team_found', 'red_team_tails', 'red_team_training', 'ablations',
            'generalisation_bidders', 'generalisation_markets', 'generalisation_change', 'calibration_claims',
            'suites_briefs', 'suites_levers', 'suites_trees', 'teacher', 'compared_gaps', 'compared_levers',
-           'compared_steps', 'speed', 'training_speed', 'serving']
+           'compared_steps', 'grpo_gains', 'grpo_curves', 'grpo_parts', 'speed', 'training_speed', 'serving']
 
 # %% ../../nbs/48_figures.ipynb #imports
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1301,6 +1301,80 @@ def compared_steps(value: dict) -> Figure:
     panels[0, 0].set(ylabel="mean reward")
     panels[1, 0].set(ylabel="share that change rules")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #grpo-gains
+@drawn_from("grpo")
+def grpo_gains(value: dict) -> Figure:
+    """What each row earns more than the best fixed mechanism, by how it is asked: mean, interval, and each seed."""
+    gains = pd.DataFrame(value["gains"], columns=["row", "against", "suite", "asked", "difference", "low", "high", "by seed"])
+    gains = gains[gains["against"] == "best fixed"]
+    names, suites = list(gains["row"].unique()), list(gains["suite"].unique()) or ["open"]   # before any row is trained
+    figure, panels = plt.subplots(1, len(suites), figsize=(7.4, 1.2 + 0.42 * len(names)), sharey=True, squeeze=False,
+                                  constrained_layout=True)
+    for axes, suite in zip(panels[0], suites):
+        for at, (asked, part) in enumerate(gains[gains["suite"] == suite].groupby("asked", sort=False)):
+            places = np.array([names.index(name) for name in part["row"]]) + 0.2 * at - 0.3
+            axes.errorbar(part["difference"], places, xerr=_reach(part[["difference", "low", "high"]]), fmt="os^D"[at], ms=4,
+                          color=(BLUE, ORANGE, GREEN, RED)[at], lw=1, label=asked)
+            for place, seeds in zip(places, part["by seed"]):
+                axes.plot(seeds, [place + 0.08] * len(seeds), ".", ms=2, color=(BLUE, ORANGE, GREEN, RED)[at])
+        axes.axvline(0, color="black", lw=0.7)
+        for place in range(len(names) - 1): axes.axhline(place + 0.5, color="0.9", lw=0.6)
+        axes.set(title=f"suite {suite}", yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    figure.supxlabel("mean reward, less that of the best fixed mechanism", fontsize=9)
+    _legend_above(figure, panels[0, 0], 4)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #grpo-curves
+@drawn_from("grpo")
+def grpo_curves(value: dict) -> Figure:
+    """Reward, entropy and different replies of each row by simulated rounds, means over seeds."""
+    shown = {"composite": "composite reward of sampled replies", "entropy": "entropy of a token, in nats",
+             "distinct": "different replies in a batch"}
+    figure, panels = plt.subplots(1, 3, figsize=(7.6, 3.6), constrained_layout=True)
+    for axes, (name, label) in zip(panels, shown.items()):
+        for at, (row, curve) in enumerate(value["curves"].items()):
+            axes.plot(np.array(curve["rounds"]) / 1e6, curve[name], color=plt.cm.viridis(at / len(value["curves"])),
+                      ls=LINES[at % len(LINES)], lw=1.2, label=row)
+        axes.set(xlabel="million simulated rounds", title=label, xlim=(0, None))
+        axes.title.set_fontsize(8)
+    panels[0].axhline(value["fixed in training"], color="0.3", lw=0.8, ls=":", label="best fixed mechanism, in its own states")
+    panels[2].set(yscale="log", ylim=(0.9, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=7)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #grpo-parts
+@drawn_from("grpo")
+def grpo_parts(value: dict) -> Figure:
+    """Of the variance within a group, the share of each part; and what each lever makes of it, everywhere and by state."""
+    parts, levers = _rows(value["parts"]), _rows(value["levers"])
+    policies = list(parts["policy"].unique())
+    figure, (above, *panels) = plt.subplots(1 + len(policies), 1, figsize=(7.0, 6.4), constrained_layout=True,
+                                            height_ratios=[1, 1.7, 1.7])
+    names, left = [f"{row['policy']}, {row['futures']} futures" for _, row in parts.iterrows()], np.zeros(len(parts))
+    shown = {row["policy"]: max(0.0, row["share"]) for row in value["readable"] if row["shown"] == "signals"}
+    parts["read"] = parts["both"] * parts["policy"].map(shown)
+    parts["hidden"] = parts["both"] - parts["read"]
+    labels = {"mechanism": "the mechanism, in every state", "read": "in this state, and read",
+              "hidden": "in this state, not read", "noise": "chance"}
+    for (part, label), colour, hatch in zip(labels.items(), (BLUE, GREEN, ORANGE, "0.75"), ("", "\\\\", "//", "..")):
+        above.barh(names, parts[part], left=left, color=colour, hatch=hatch, label=label, xerr=_reach(
+            parts[[part, f"{part} low", f"{part} high"]]) if part == "mechanism" else None, error_kw=dict(capsize=2, lw=1))
+        left += parts[part].to_numpy()
+    above.set(xlabel="share of the squared advantage", xlim=(0, 1))
+    above.invert_yaxis()
+    for axes, policy in zip(panels, policies):
+        rows = levers[levers["policy"] == policy]
+        for shift, part, colour in ((-0.18, "everywhere", BLUE), (0.18, "by state", ORANGE)):
+            axes.barh(np.arange(len(rows)) + shift, rows[part], 0.34, color=colour, label=part, xerr=_reach(
+                rows[[part, f"{part} low", f"{part} high"]]), error_kw=dict(capsize=2, lw=0.8))
+        axes.set(title=policy, yticks=range(len(rows)), xlabel="variance of the mean reward by setting of the lever")
+        axes.set_yticklabels(rows["lever"].str.replace("_", " "), fontsize=7)
+        axes.axvline(0, color="black", lw=0.7)
+        axes.invert_yaxis()
+    figure.legend(*above.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    panels[0].legend(frameon=False, fontsize=8, title="of one lever", title_fontsize=8)
     return figure
 
 # %% ../../nbs/48_figures.ipynb #speed
