@@ -11,8 +11,8 @@ from daedalus.cli import app
 from daedalus.paths import data_dir
 from daedalus.schema import INFORMED_GREEDY
 from daedalus.training import grpo, train
-from daedalus.training.train import GrpoPhase, Place, profile
-from daedalus.training.variants import BASE, AblationPlan, ablation_plan, planned_rounds, read_records
+from daedalus.training.train import GrpoPhase, Place, borrow_levers, profile
+from daedalus.training.variants import BASE, AblationPlan, ablation_plan, planned_rounds, read_records, record_key
 
 PLAN = ablation_plan(data_dir() / "grpo.json")
 CLAIMS = [BASE, "form only", "entropy bonus", "imitation alone", "after imitation"]
@@ -21,6 +21,17 @@ CLAIMS = [BASE, "form only", "entropy bonus", "imitation alone", "after imitatio
 def test_every_row_costs_the_same_simulated_rounds():
     rounds = {name: planned_rounds(chosen) for name, chosen in PLAN.profiles().items()}
     assert 5.5e6 < min(rounds.values()) and max(rounds.values()) <= 1.02 * min(rounds.values()), rounds
+
+
+def test_the_committed_records_belong_to_the_committed_plan_and_cost_what_it_says():
+    profiles, records = PLAN.profiles(), read_records(data_dir() / "grpo" / "records.json")
+    made = [(record["variant"], record["seed"]) for record in records]
+    assert made and len(set(made)) == len(made) and set(made) <= set(PLAN.runs())
+    for record in records:
+        chosen = profiles[record["variant"]]
+        assert record["key"] == record_key(chosen, record["seed"], PLAN.episodes, PLAN.suites, PLAN.best_of)
+        assert record["rounds"] == pytest.approx(planned_rounds(chosen), rel=0.02)
+        assert {len(measured["rewards"]) for measured in record["held out"].values()} == {PLAN.episodes}
 
 
 def test_rows_that_carry_a_claim_have_five_seeds_and_the_others_two():
@@ -125,6 +136,17 @@ def test_a_teacher_is_learned_once_for_all_rows_of_a_seed(trained):
     assert (trained / "build" / "tiny" / "base-1" / "levers-1-0-50-5-1" / "designer.npz").exists()
     first, second = (records[name, 1]["seconds"]["teacher"] for name in ("imitation alone", "after imitation"))
     assert second < first / 4
+
+
+def test_a_teacher_is_borrowed_once_and_never_from_other_code(trained, tmp_path, monkeypatch):
+    plan, lender = AblationPlan.from_json(json.dumps(TINY)), trained / "build" / "tiny" / "base-1"
+    taught = plan.profiles()["imitation alone"]
+    assert not borrow_levers(plan.base, 1, tmp_path / "untaught", lender) and not borrow_levers(taught, 0, tmp_path, lender)
+    assert borrow_levers(taught, 1, tmp_path / "mine", lender) and not borrow_levers(taught, 1, tmp_path / "mine", lender)
+    name = "levers-1-0-50-5-1/designer.npz"
+    assert (tmp_path / "mine" / name).read_bytes() == (lender / name).read_bytes()
+    monkeypatch.setattr(train, "code_hash", lambda function: "0123456789abcdef")
+    assert not borrow_levers(taught, 1, tmp_path / "other code", lender)
 
 
 @pytest.mark.parametrize("words, sentence", [
