@@ -122,7 +122,7 @@ def test_settings_out_of_range_are_one_sentence():
 
 
 def test_a_reading_lesson_depends_on_the_prompt_and_obeys_it():
-    settings = LessonSettings(populations=GROUP, published_share=0.0)
+    settings = LessonSettings(populations=GROUP, published_share=0.0, silent_share=0.0)
     lesson = reading_rows(settings, 3)
     assert lesson == reading_rows(settings, 3) and lesson.rounds == EPISODES and len(lesson.rows) == 10 * GROUP
     replies = [Mechanism.from_text(row["completion"][0]["content"], complete=True) for row in lesson.rows]
@@ -133,6 +133,13 @@ def test_a_reading_lesson_depends_on_the_prompt_and_obeys_it():
     read = [[float(row["prompt"][-1]["content"].split(f"\n{name}: ")[1].split("\n")[0])
              for name in ("bidders", "units", "price", "dispersion", "gap", "silence", "returns")] for row in lesson.rows]
     assert len(set(fines)) > 40 and max(abs(np.corrcoef(fines, column)[0, 1]) for column in np.transpose(read)) > 0.1
+
+
+def test_reading_lessons_show_as_many_prompts_without_a_brief_as_was_asked():
+    lesson = reading_rows(ONE.replace(silent_share=0.3), 3)
+    silent = [not row["prompt"][-1]["content"].startswith("brief: ") for row in lesson.rows]
+    asked = reading_rows(ONE, 3).rows
+    assert np.mean(silent) == 0.3 and all(row["prompt"][-1]["content"].startswith("brief: ") for row in asked)
 
 
 def test_a_training_with_lessons_resumes_where_it_was(tmp_path):

@@ -471,7 +471,8 @@ def judged(
     table = play(designer, people, keys, brief=briefs)
     rewards = table.groupby("index")["reward"].mean().to_numpy()
     kinds = {name: round(float(rewards[at::3].mean()), 4) for at, name in enumerate(("briefs", "default", "open"))}
-    return kinds | {"error": round(float(rewards.std() / len(rewards) ** 0.5), 4), "distinct": int(table["mechanism"].nunique())}
+    error = round(float(rewards.std() / len(rewards) ** 0.5), 4)
+    return kinds | {"error": error, "distinct": int(table["mechanism"].nunique())}
 
 # %% ../../nbs/29_levers.ipynb #averaged
 MEAN = 3  # turns whose critics are averaged

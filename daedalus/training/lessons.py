@@ -175,9 +175,11 @@ def reading_rows(
     rng, tables, seen = generator_of("replies tried", seed, 1), [], []
     people = [draw_population(rng, draw_wide) for _ in range(settings.populations)]
     briefs = [draw_brief(rng) for _ in people]
-    for visit in visits(informed_greedy, people, seed, settings.published_share, 1.0, 10, briefs):
-        tables.append(readings_table(visit.episodes))
-        seen += [(observation, observation.brief or Brief()) for observation in visit.observations]
+    silent = round(settings.silent_share * len(people))
+    for at, (part, asked) in enumerate(((people[:silent], []), (people[silent:], briefs[silent:]))):
+        for visit in visits(informed_greedy, part, part_seed(seed, at), settings.published_share, 1.0, 10, asked):
+            tables.append(readings_table(visit.episodes))
+            seen += [(observation, observation.brief or Brief()) for observation in visit.observations]
     table = np.concatenate(tables)
     varies = table.std(0) > 0
     z = (table[:, varies] - table[:, varies].mean(0)) / table[:, varies].std(0)
