@@ -365,6 +365,7 @@ def made_by(
     return {"code": code_hash(function), "packages": {package: package_version(package) for package in WATCHED},
             "provenance": provenance(params)}
 
+
 def write_record(
     path: str | Path,            # of the record, JSON
     record: Mapping[str, Any],   # what is to be said of how something was learned
