@@ -11,7 +11,7 @@ PLAYS := $(if $(wildcard $(READY)),$(READY),.venv/.plays)
 TREE := $(BIN)/python -c 'from daedalus.pipeline.reproduce import tree_hash; print(tree_hash())'
 SHIPPED := $(BIN)/python -c 'from daedalus.training.train import SHIPPED; print(SHIPPED)'
 
-.PHONY: help quick reproduce figures verify test train rivals teacher search ablations grpo serve export bench clean
+.PHONY: help quick reproduce figures verify test train pretrained rivals teacher search ablations grpo serve export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ test: $(READY) export ## everything CI checks: export, style, types, every noteb
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
 	seed=$$($(SHIPPED)) && \
 	$(BIN)/daedalus train --profile small --seed $$seed --output data/designer --record data/training/small-$$seed.json
+
+pretrained: $(READY) ## fetch the pretrained language model, 93 MB, and convert it in the user's cache, once
+	$(BIN)/python -c 'from daedalus.designers.models import find_model; print(find_model("smollm2"))'
 
 rivals: $(READY) ## learn the rivals without language from scratch into data/rivals, in a quarter of an hour; resumes
 	$(BIN)/daedalus rivals --workers 2 --output data/rivals

@@ -35,6 +35,7 @@ from .schema import (
     Observation,
     Outcome,
 )
+from .designers.models import find_model
 from .designers.search import best_fixed, oracle
 from .designers.specs import designer
 
@@ -43,7 +44,7 @@ __all__ = [
     "FixedDesigner", "HELD_OUT_RULES", "INFORMED_GREEDY", "LEARNING_RULES", "LanguageDesigner", "MarketState",
     "Mechanism", "MechanismError", "Objective", "Observation", "Outcome", "Outcomes", "Population",
     "PopulationError", "RandomDesigner", "best_fixed", "check_bidder", "check_designer", "designer", "ensemble",
-    "evaluate", "oracle", "paired", "play", "register_bidder", "register_format", "simulate", "suite", "summary", "yardsticks",
+    "evaluate", "find_model", "oracle", "paired", "play", "register_bidder", "register_format", "simulate", "suite", "summary", "yardsticks",
 ]
 
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'CHECKOUT', 'NAME', 'KINDS', 'is_checkout', 'data_dir', 'repository', 'install_hint', 'data_folders',
-           'data_file', 'build_dir', 'results_dir', 'figures_dir', 'committed_dir', 'figures_shown', 'declared',
-           'covers', 'undeclared', 'note_use', 'write_text', 'write_arrays', 'not_as_declared', 'check_writable',
-           'check_theirs', 'check_folder', 'check_output', 'workshop']
+           'data_file', 'build_dir', 'cache_dir', 'results_dir', 'figures_dir', 'committed_dir', 'figures_shown',
+           'declared', 'covers', 'undeclared', 'note_use', 'write_text', 'write_arrays', 'not_as_declared',
+           'check_writable', 'check_theirs', 'check_folder', 'check_output', 'workshop']
 
 # %% ../nbs/06_paths.ipynb #imports
 import fcntl
@@ -106,6 +106,12 @@ def data_file(
 def build_dir() -> Path:
     """Folder of what can be made again: `build` in the checkout, or in the working folder of an installed copy."""
     return (CHECKOUT if is_checkout() else Path.cwd()) / "build"
+
+
+def cache_dir() -> Path:
+    """Folder of what is fetched once and kept for this user: `DAEDALUS_CACHE_DIR`, or `daedalus` among the user's caches."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("DAEDALUS_CACHE_DIR") or caches / "daedalus")
 
 
 def results_dir() -> Path:

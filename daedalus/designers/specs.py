@@ -22,6 +22,7 @@ from ..env import SUITES, Episodes, suite
 from .language import LanguageDesigner
 from ..market.bidders import TRAIT
 from ..market.engine import MarketState, new_market
+from .models import PRETRAINED
 from .rivals import BY_OBJECTIVE, RIVALS, contextual_by_objective, rival
 from ..schema import Mechanism
 from .search import best_fixed, oracle
@@ -81,9 +82,11 @@ def _language_model(
         if Path(name).exists():
             raise ValueError(f"{spec!r} is a model on the hub, and {name!r} is also here: name the folder without hf/")
         return LanguageDesigner.load(name, **options)
+    if spec in PRETRAINED:
+        return LanguageDesigner.load(spec, **options)
     if str(spec).strip() and Path(spec).is_dir():
         return LanguageDesigner.load(Path(spec), **options)
-    names = ", ".join([*DESIGNERS, *NAMED])
+    names = ", ".join([*DESIGNERS, *NAMED, *PRETRAINED])
     raise ValueError(f"designer must be trained, {names}, hf/ORG/NAME or a folder that a model was saved in, "
                      f"not {str(spec)!r}")
 
