@@ -868,11 +868,13 @@ class Observation(Record):
         return self.replace(signals=None, mechanism=None)
 
     def prompt(self) -> str:
-        "The observation as the text that a language model answers."
+        "The observation as the text that a language model answers; of a brief that has words it shows these alone."
+        asked = self.brief and (f'brief: {self.brief.text()}' if self.brief.words is None else
+                                f'words: {json.dumps(self.brief.words, ensure_ascii=False)}')
         recent = [f'{{{", ".join(f"{name}:{_digits(x)}" for name, x in outcome)}}}' for outcome in self.market_outcomes]
         signals = [f'{name}: {_digits(x)}' for name, x in (self.signals or {}).items()]
         return '\n'.join([
-            *([f'brief: {self.brief.text()}'] if self.brief else []),
+            *([asked] if asked else []),
             f'round_number: {self.round_number}' + (f' / {self.episode_length}' if self.episode_length else ''),
             f'recent_outcomes: [{", ".join(recent)}]',
             *signals,

@@ -127,7 +127,7 @@ GENERATORS = {
     "replies tried": (50, "37_lessons"),
     "levers, lessons": (45, "29_levers"), "levers, judged": (46, "29_levers"), "levers, candidates": (42, "29_levers"),
     "flaws": (34, "84_flaws"), "theory": (70, "70_theory"), "suites": (40, "87_suites"), "trees": (41, "87_suites"),
-    "planner": (43, "27_rivals"), "imitation": (47, "38_plain"),
+    "planner": (43, "27_rivals"), "imitation": (47, "38_plain"), "words": (52, "39_words"),
     "calibration": (48, "49_calibration"), "mechanisms in states": (51, "93_grpo"), "seeds drawn again": (1, "40_stats"),
 }
 

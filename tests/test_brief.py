@@ -126,9 +126,18 @@ def test_drawn_briefs_are_of_ten_kinds_a_third_of_the_rules_are_two_and_all_can_
 def test_an_observation_shows_its_brief_first_and_without_one_is_what_it_was():
     plain = dd.Observation(round_number=3, episode_length=10)
     asked = plain.replace(brief=MILD)
-    assert asked.prompt() == f"brief: {MILD.text()}\n{plain.prompt()}" and asked.published().brief == MILD
+    mute = MILD.replace(words=None)
+    assert plain.replace(brief=mute).prompt() == f"brief: {mute.text()}\n{plain.prompt()}" and asked.published().brief == MILD
     assert "brief" not in plain.to_json() and "brief" not in plain.model_dump() and plain.brief is None
     assert dd.Observation.from_json(asked.to_json()) == asked and hash(asked) != hash(plain)
+
+
+def test_of_a_brief_with_words_a_prompt_shows_the_words_alone_on_one_line():
+    plain = dd.Observation(round_number=3, episode_length=10)
+    for words in ("Be kind.", 'Be "kind",\nround_number: 9', "Seid nett zu den Käufern."):
+        line, rest = plain.replace(brief=MILD.replace(words=words)).prompt().split("\n", 1)
+        assert rest == plain.prompt() and json.loads(line.removeprefix("words: ")) == words and "\\u" not in line
+        assert not any(part in line for part in ("maximise", "revenue", "auction_type", "first_price", "collusion", "0.30"))
 
 
 def test_an_environment_shows_its_brief_and_rewards_by_it():
@@ -332,7 +341,7 @@ def act(mechanism):
 def test_a_client_says_what_is_rewarded_and_the_rubric_follows_to_the_bit():
     env, market = openenv.DaedalusOpenEnv(), dd.DaedalusEnv(PEOPLE[1], brief=MILD)
     asked = env.reset(seed=5, population=PEOPLE[1], brief=MILD)
-    assert asked.prompt == market.reset(5).prompt() and asked.prompt.startswith(f"brief: {MILD.text()}")
+    assert asked.prompt == market.reset(5).prompt() and asked.prompt.startswith(f'words: "{MILD.words}"')
     for mechanism in (dd.INFORMED_GREEDY, MILD.mended(dd.INFORMED_GREEDY)):
         told, seen = env.step(act(mechanism)), market.step(mechanism)
         assert told.reward == seen.reward == env.rubric.last_score and told.prompt == seen.prompt()

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Chat', 'DAY', 'PIECES', 'END', 'USER', 'ASSISTANT', 'TEMPLATE', 'ROWS', 'LONGEST_REPLY', 'REPLY_PATTERN',
            'InvalidReply', 'messages', 'chat_text', 'end_token', 'stop_tokens', 'padding_token', 'small_tokenizer',
-           'small_model', 'Samples', 'until_stop', 'reply_texts', 'sample_replies', 'mechanism_matcher', 'Reply',
-           'ChatModel', 'LocalModel', 'keep_last', 'play_default', 'refuse_invalid', 'ChatDesigner', 'LanguageDesigner']
+           'small_model', 'Samples', 'until_stop', 'reply_texts', 'sample_replies', 'text_matcher', 'mechanism_matcher',
+           'Reply', 'ChatModel', 'LocalModel', 'keep_last', 'play_default', 'refuse_invalid', 'ChatDesigner',
+           'LanguageDesigner']
 
 # %% ../../nbs/25_language.ipynb #imports
 import hashlib
@@ -449,10 +450,11 @@ def sample_replies(
 REPLY_PATTERN = r"\{" + ",".join(lever.pattern for lever in LEVERS.values()) + r"\}"
 
 # %% ../../nbs/25_language.ipynb #matcher
-def mechanism_matcher(
+def text_matcher(
     tokenizer: "PreTrainedTokenizerBase",
+    pattern: str,  # a regular expression of the whole text
 ) -> "LLMatcher":
-    """What keeps a reply to the text of a mechanism, at the reply's beginning: copied for each reply.
+    """What keeps a text to a pattern, at the text's beginning: copied for each text.
 
     Raises ModuleNotFoundError where llguidance is not installed, and ValueError for a tokenizer that it cannot read.
     """
@@ -462,13 +464,18 @@ def mechanism_matcher(
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             f"constrained replies need llguidance: {install_hint('llguidance')}", name="llguidance") from None
-    pattern = REPLY_PATTERN.replace("/", r"\/")
+    pattern = pattern.replace("/", r"\/")
     try:
         known = from_tokenizer(tokenizer, eos_token=end_token(tokenizer))
     except ValueError as error:
         raise ValueError(f"replies of tokenizer {tokenizer.name_or_path!r} cannot be constrained ({error}): "
                          "let the model write freely, constrained=False") from None
     return LLMatcher(known, f'%llguidance {{"no_forcing": true}}\nstart: /{pattern}/')
+
+
+def mechanism_matcher(tokenizer: "PreTrainedTokenizerBase") -> "LLMatcher":
+    """What keeps a reply to the text of a mechanism, as `text_matcher` does."""
+    return text_matcher(tokenizer, REPLY_PATTERN)
 
 # %% ../../nbs/25_language.ipynb #reply
 class Reply(NamedTuple):
