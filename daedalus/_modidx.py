@@ -2614,6 +2614,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'daedalus/training/words.py'),
                                          'daedalus.training.words._aims': ('words.html#_aims', 'daedalus/training/words.py'),
                                          'daedalus.training.words._amount': ('words.html#_amount', 'daedalus/training/words.py'),
+                                         'daedalus.training.words._any_of': ('words.html#_any_of', 'daedalus/training/words.py'),
                                          'daedalus.training.words._any_rules': ('words.html#_any_rules', 'daedalus/training/words.py'),
                                          'daedalus.training.words._bound_patterns': ( 'words.html#_bound_patterns',
                                                                                       'daedalus/training/words.py'),

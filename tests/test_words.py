@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import daedalus as dd
 from daedalus.designers.language import ChatDesigner, small_model, small_tokenizer
+from daedalus.designers.models import load_model
+from daedalus.paths import cache_dir
 from daedalus.schema import BRIEF_KINDS, BRIEF_RULES, LEVERS, Brief, Objective
 from daedalus.training import words
 from daedalus.training.words import (
@@ -19,6 +21,7 @@ from daedalus.training.words import (
     words_of, wordings)
 from test_brief import briefs
 
+CACHED = cache_dir() / "models" / "smollm2-0.1.2"
 DRAWN = [draw_worded(np.random.default_rng([7, at])) for at in range(1500)]
 
 
@@ -199,9 +202,10 @@ def test_whatever_the_pattern_allows_is_the_text_of_a_brief(text):
 
 
 def test_the_pattern_allows_every_brief_that_is_drawn_and_nothing_that_is_none():
-    assert all(re.fullmatch(BRIEF_PATTERN, without_words(brief).text()) for brief in DRAWN)
+    assert all(re.fullmatch(BRIEF_PATTERN, without_words(brief).text()) for brief in [*DRAWN, *(each.meant for each in wordings())])
     for wrong in ("maximise", "maximise welfare^0", "maximise welfare^1", "maximise revenue x welfare", "maximise welfare x welfare",
                   "maximise welfare; reserve_price is at most 1.00", "maximise welfare; auction_type is at most \"vcg\"",
+                  "maximise welfare; reserve_price is at most 0.20; reserve_price is at least 0.21",
                   "maximise welfare; reserve_price is 0.10; auction_type is \"vcg\"", "maximise welfare;", " maximise welfare"):
         assert not re.fullmatch(BRIEF_PATTERN, wrong)
 
@@ -214,6 +218,19 @@ def test_a_model_of_random_weights_writes_briefs_and_nothing_else_one_by_one_or_
     together = translator(texts)
     assert all(type(brief) is Brief and re.fullmatch(BRIEF_PATTERN, brief.text()) for brief in together)
     assert translate(translator.model, tokenizer, texts[1]) == together[1] and translator([]) == []
+
+
+@given(st.lists(st.text("01.x", max_size=4), min_size=1, unique=True))
+def test_a_pattern_of_some_texts_is_of_these_and_no_other(texts):
+    pattern = words._any_of(texts)
+    assert all(re.fullmatch(pattern, text) for text in texts)
+    assert not any(re.fullmatch(pattern, other) for text in texts for other in (text + "1", text[1:], "0" + text) if other not in texts)
+
+
+@pytest.mark.skipif(not CACHED.is_dir(), reason="the pretrained base is not in the cache: `make pretrained` fetches it")
+def test_the_pretrained_base_writes_briefs_too_and_its_many_tokens_are_no_obstacle():
+    translator = Translator(*load_model("smollm2"))
+    assert all(type(brief) is Brief for brief in translator([each.words for each in wordings()[:2]]))
 
 
 def test_a_designer_that_reads_words_plays_what_was_understood_and_never_looks_at_the_brief():

@@ -282,15 +282,30 @@ def shared(texts: Iterable[str], others: Iterable[str], size: int = 4) -> float:
     own, known = (set().union(*(_pieces(text, size) for text in each)) for each in (texts, others))
     return len(own & known) / len(own) if own else 0.0
 
+# %% ../../nbs/39_words.ipynb #any-of
+def _any_of(texts: Sequence[str]) -> str:
+    "A short pattern of some texts and no other."
+    rests: dict[str, list[str]] = {}
+    for text in texts: rests.setdefault(text[:1], []).append(text[1:])
+    firsts: dict[str, list[str]] = {}
+    for first, rest in rests.items():
+        if first: firsts.setdefault(_any_of(rest), []).append(re.escape(first))
+    parts = [(f"[{''.join(several)}]" if len(several) > 1 else several[0]) + rest for rest, several in firsts.items()]
+    whole = parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})" if parts else ""
+    return f"(?:{whole})?" if "" in rests and parts else whole
+
 # %% ../../nbs/39_words.ipynb #pattern
 _POWER = r"(?:\^(?:0\.[0-9]?[1-9]|[12]\.[0-9]?[1-9]|[23]))?"   # any but 0 and 1, to two decimals
 _SCORES = [name + _POWER for name in Objective.model_fields]
 
 
 def _rule_pattern(name: str) -> str:
-    "The text of a rule about a lever, or nothing."
-    values = "|".join(re.escape(LEVERS[name].text(value)) for value in LEVERS[name].settings)
-    return f"(?:; {name} is {'(?:at most |at least )?' if LEVERS[name].step else ''}(?:{values}))?"
+    "The text of what is ruled about a lever, or nothing: a value, a bound, or two bounds of which the first is no smaller."
+    texts = [LEVERS[name].text(value) for value in LEVERS[name].settings]
+    one = f"; {name} is {'(?:at most |at least )?' if LEVERS[name].step else ''}{_any_of(texts)}"
+    both = [f"; {name} is at most {re.escape(text)}; {name} is at least {_any_of(texts[:at + 1])}"
+            for at, text in enumerate(texts) if LEVERS[name].step]
+    return f"(?:{'|'.join([one, *both])})?"
 
 
 BRIEF_PATTERN = "maximise (?:" + "|".join(
@@ -298,7 +313,7 @@ BRIEF_PATTERN = "maximise (?:" + "|".join(
     map(_rule_pattern, LEVERS))
 LONGEST_BRIEF = Brief(objective=Objective(**dict.fromkeys(Objective.model_fields, 2.25)),
                       fixed={name: lever.longest for name, lever in LEVERS.items() if not lever.step},
-                      at_least={name: lever.longest for name, lever in LEVERS.items() if lever.step}).text()
+                      **{part: {name: lever.longest for name, lever in LEVERS.items() if lever.step} for part in PARTS[1:]}).text()
 
 # %% ../../nbs/39_words.ipynb #translator
 TRANSLATE = (
