@@ -212,11 +212,13 @@ def read_words(text: str) -> Brief:
 
 # %% ../../nbs/39_words.ipynb #draw
 def _any_rules(rng: np.random.Generator) -> dict[str, dict[str, Any]]:
-    "Rules about up to half of the levers, at most one about each."
+    "Rules about up to half of the levers, at most one about each; half of the time some that have a phrase of their own."
     rules: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+    own = _pick(rng, list(_own_phrases())) if rng.random() < 1 / 2 else ()
+    for part, name, value in own: rules[part][name] = value
     for name, lever in LEVERS.items():
         part = _pick(rng, PARTS) if lever.step else "fixed"
-        if rng.random() < 1 / 5: rules[part][name] = lever.draw(rng)
+        if rng.random() < 1 / 5 and not any(name == each for _, each, _ in own): rules[part][name] = lever.draw(rng)
     return rules
 
 
@@ -311,9 +313,9 @@ def _rule_pattern(name: str) -> str:
 BRIEF_PATTERN = "maximise (?:" + "|".join(
     first + "".join(f"(?: x {score})?" for score in _SCORES[at + 1:]) for at, first in enumerate(_SCORES)) + ")" + "".join(
     map(_rule_pattern, LEVERS))
-LONGEST_BRIEF = Brief(objective=Objective(**dict.fromkeys(Objective.model_fields, 2.25)),
-                      fixed={name: lever.longest for name, lever in LEVERS.items() if not lever.step},
-                      **{part: {name: lever.longest for name, lever in LEVERS.items() if lever.step} for part in PARTS[1:]}).text()
+_TOPS = {name: lever.longest for name, lever in LEVERS.items() if lever.step}
+LONGEST_BRIEF = Brief(objective=Objective(**dict.fromkeys(Objective.model_fields, 2.25)), at_most=_TOPS, at_least=_TOPS,
+                      fixed={name: lever.longest for name, lever in LEVERS.items() if not lever.step}).text()
 
 # %% ../../nbs/39_words.ipynb #translator
 TRANSLATE = (
