@@ -35,13 +35,14 @@ from .schema import (
     Observation,
     Outcome,
 )
+from .designers.endpoint import EndpointDesigner
 from .designers.models import find_model
 from .designers.search import best_fixed, oracle
 from .designers.specs import designer
 
 __all__ = [
     "BEHAVIOUR", "BEST_FIXED", "Behaviour", "Brief", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv",
-    "FixedDesigner", "HELD_OUT_RULES", "INFORMED_GREEDY", "LEARNING_RULES", "LanguageDesigner", "MarketState",
+    "EndpointDesigner", "FixedDesigner", "HELD_OUT_RULES", "INFORMED_GREEDY", "LEARNING_RULES", "LanguageDesigner", "MarketState",
     "Mechanism", "MechanismError", "Objective", "Observation", "Outcome", "Outcomes", "Population",
     "PopulationError", "RandomDesigner", "best_fixed", "check_bidder", "check_designer", "designer", "ensemble",
     "evaluate", "find_model", "oracle", "paired", "play", "register_bidder", "register_format", "simulate", "suite", "summary", "yardsticks",

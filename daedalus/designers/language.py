@@ -595,12 +595,19 @@ class ChatDesigner(BatchDesigner):
     invalid: int = field(default=0, init=False)  # how many of them held no valid mechanism
     partial: int = field(default=0, init=False)  # how many of the valid ones left fields at their defaults
 
+    def chats(
+        self,
+        observations: Sequence[Observation],  # any number, also none
+    ) -> list[Chat]:
+        """The chat about each observation."""
+        return [messages(observation) for observation in observations]
+
     def replies(
         self,
         observations: Sequence[Observation],  # any number, also none
     ) -> list[Reply]:
         """What the model says to each observation."""
-        texts = self.chat_model.complete([messages(observation) for observation in observations])
+        texts = self.chat_model.complete(self.chats(observations))
         if len(texts) != len(observations):
             raise ValueError(f"complete must return one text for each of the {len(observations)} chats, not {len(texts)}")
         replies = [Reply.read(text, self.complete) for text in texts]

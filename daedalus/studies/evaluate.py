@@ -22,6 +22,7 @@ import numpy as np
 from ..market.bidders import BEHAVIOUR, Behaviour, Population
 from ..designers.base import DESIGNERS, FixedDesigner, as_designer, ask, play
 from ..env import DaedalusEnv, observe, suite
+from ..designers.endpoint import EndpointDesigner
 from ..designers.language import ChatDesigner, Reply
 from ..market.engine import SCORES, briefs_of, wanted_by
 from ..paths import check_output, data_dir, write_text
@@ -620,6 +621,7 @@ def inference(
     complete: bool = False, # a valid reply names every field; False: those that are not named keep their defaults
     model: str | None = None, # what plays, as `designer` takes it; None: the trained designer
     objective: Objective = PUBLISHED_OBJECTIVE, # what rewards are
+    **served: Any,          # of a model behind a server: `base_url`, `replies`, `replay`, `prompt`, `prices`
 ) -> dict:                  # what is written to `output`
     """Show a mechanism for a fresh environment, or compare designers over whole episodes; results go to `output`.
 
@@ -628,7 +630,8 @@ def inference(
     n_episodes, seed = whole_number(n_episodes, "n_episodes"), seed_number(seed)
     (brief, people), output = _cases(suite)[0], check_output(output)
     free = {} if constrained else {"constrained": False}
-    player = designer(model_spec(model, repo_id), **free, **({"complete": True} if complete else {}))
+    player = designer(model_spec(model, repo_id), **free, **({"complete": True} if complete else {}), **served)
+    if isinstance(player, EndpointDesigner): player.objective = objective
     env = DaedalusEnv(people, brief=brief)
     observation, reply = env.reset(seed), _reply(player, env.episodes)
     result = {"reply": reply.text, "mechanism": reply.mechanism and dict(reply.mechanism)}
@@ -638,7 +641,8 @@ def inference(
     asked, invalid, partial = (getattr(player, count, 0) for count in ("asked", "invalid", "partial"))
     record = {"designer": str(repo_id or model or "data/designer"), "constrained": constrained, "complete": complete,
               "suite": suite, "n_episodes": n_episodes, "seed": seed, **wanted, **result, "replies": asked,
-              "invalid replies": invalid, "partial replies": partial, "versions": versions()}
+              "invalid replies": invalid, "partial replies": partial, "versions": versions(),
+              **({"endpoint": player.record} if isinstance(player, EndpointDesigner) else {})}
     write_text(output, json.dumps(record, indent=1) + "\n")
     print(f"invalid replies: {invalid} of {asked}, partial: {partial}; written: {output}")
     return record
