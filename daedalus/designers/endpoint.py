@@ -6,8 +6,8 @@
 __all__ = ['SIGNAL_MEANINGS', 'PROMPTS', 'FORMS', 'OPENAI', 'LONGEST_WAIT', 'LOGGERS', 'ASKING', 'lever_lines', 'full_text',
            'Past', 'past_of', 'Prompt', 'example_pairs', 'prompt_of', 'reply_schema', 'reply_format', 'Server',
            'server_of', 'KeptReply', 'reply_key', 'Replies', 'EndpointError', 'Fault', 'retry_after', 'read_fault',
-           'Completion', 'read_completion', 'Endpoint', 'Price', 'Prices', 'read_prices', 'EndpointDesigner',
-           'usage_of', 'record_of']
+           'Completion', 'read_completion', 'Endpoint', 'Price', 'Prices', 'read_prices', 'usage_of', 'record_of',
+           'EndpointDesigner']
 
 # %% ../../nbs/58_endpoint.ipynb #imports
 import fcntl
@@ -640,6 +640,33 @@ class _Remembering(ChatDesigner):
         self._known = list(zip(pasts, answers))
         return answers
 
+# %% ../../nbs/58_endpoint.ipynb #record
+def usage_of(
+    replies: Iterable[KeptReply],
+) -> dict[str, float]:
+    """What some replies took: tokens, seconds of waiting, requests, and how many replies came without a count of tokens."""
+    kept = list(replies)
+    return {"replies": len(kept), "prompt_tokens": sum(reply.prompt_tokens or 0 for reply in kept),
+            "completion_tokens": sum(reply.completion_tokens or 0 for reply in kept),
+            "uncounted": sum(reply.prompt_tokens is None or reply.completion_tokens is None for reply in kept),
+            "requests": sum(reply.tries for reply in kept), "seconds": round(sum(reply.seconds for reply in kept), 3)}
+
+
+def record_of(
+    designer: "EndpointDesigner",
+) -> dict[str, Any]:
+    """What a designer was asked, how it answered, and what that cost, for JSON."""
+    model, usage, prices = designer.chat_model, designer.usage, designer.prices
+    answered = model.used.values()
+    cost = prices and {"date": prices.date, "currency": prices.currency, "amount": prices.cost(
+        model.server.model, int(usage["prompt_tokens"]), int(usage["completion_tokens"]))}
+    return {"model": model.server.model, "provider": model.server.provider, "url": model.server.url,
+            "returned_models": sorted({reply.returned_model for reply in answered if reply.returned_model}),
+            "prompt": {"name": designer.prompt.name, "version": designer.prompt.version, "hash": designer.prompt.hash},
+            "objective": designer.objective.text(), "parameters": dict(model.parameters), "sample": model.sample,
+            "forms": sorted({reply.form for reply in answered}), "asked": designer.asked, "invalid": designer.invalid,
+            "partial": designer.partial, "refused": designer.refused, "usage": usage, "cost": cost}
+
 # %% ../../nbs/58_endpoint.ipynb #designer
 ASKING = ("concurrency", "retries", "timeout", "pause", "parameters", "sample", "form")  # options of an Endpoint
 
@@ -676,30 +703,3 @@ class EndpointDesigner(_Remembering):
     refused = property(lambda self: self.chat_model.refused, doc="How many replies the server refused; they are invalid, too.")
     usage = property(lambda self: usage_of(self.chat_model.used.values()), doc="What the replies took, each counted once.")
     record = property(lambda self: record_of(self), doc="What was asked, how it was answered, and what it cost.")
-
-# %% ../../nbs/58_endpoint.ipynb #record
-def usage_of(
-    replies: Iterable[KeptReply],
-) -> dict[str, float]:
-    """What some replies took: tokens, seconds of waiting, requests, and how many replies came without a count of tokens."""
-    kept = list(replies)
-    return {"replies": len(kept), "prompt_tokens": sum(reply.prompt_tokens or 0 for reply in kept),
-            "completion_tokens": sum(reply.completion_tokens or 0 for reply in kept),
-            "uncounted": sum(reply.prompt_tokens is None or reply.completion_tokens is None for reply in kept),
-            "requests": sum(reply.tries for reply in kept), "seconds": round(sum(reply.seconds for reply in kept), 3)}
-
-
-def record_of(
-    designer: EndpointDesigner,
-) -> dict[str, Any]:
-    """What a designer was asked, how it answered, and what that cost, for JSON."""
-    model, usage, prices = designer.chat_model, designer.usage, designer.prices
-    answered = model.used.values()
-    cost = prices and {"date": prices.date, "currency": prices.currency, "amount": prices.cost(
-        model.server.model, int(usage["prompt_tokens"]), int(usage["completion_tokens"]))}
-    return {"model": model.server.model, "provider": model.server.provider, "url": model.server.url,
-            "returned_models": sorted({reply.returned_model for reply in answered if reply.returned_model}),
-            "prompt": {"name": designer.prompt.name, "version": designer.prompt.version, "hash": designer.prompt.hash},
-            "objective": designer.objective.text(), "parameters": dict(model.parameters), "sample": model.sample,
-            "forms": sorted({reply.form for reply in answered}), "asked": designer.asked, "invalid": designer.invalid,
-            "partial": designer.partial, "refused": designer.refused, "usage": usage, "cost": cost}

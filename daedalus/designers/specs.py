@@ -70,7 +70,7 @@ NAMED: dict[str, Callable[[], Any]] = {
     **{name: partial(rival, name) for name in RIVALS},
 }
 
-# %% ../../nbs/28_specs.ipynb #designer
+# %% ../../nbs/28_specs.ipynb #language-model
 SERVED = "base_url", "replies", "replay", "prompt", "prices", "objective"  # options that a model behind a server alone takes
 
 
@@ -99,7 +99,7 @@ def _language_model(
     raise ValueError(f"designer must be trained, {names}, openai/NAME, hf/ORG/NAME or a folder that a model was saved "
                      f"in, not {str(spec)!r}")
 
-
+# %% ../../nbs/28_specs.ipynb #designer
 def designer(
     spec: Any,  # a name, a folder, "openai/NAME" or "hf/ORG/NAME"; a designer, a function or a mechanism is itself
     **options,  # of a language model, as `LanguageDesigner.load` or `EndpointDesigner` takes them
