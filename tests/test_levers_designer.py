@@ -159,6 +159,18 @@ def test_nothing_is_looked_at_behind_the_end_of_an_episode():
     assert np.isfinite(brought[:, :, :2 * SCORED]).all() and np.isnan(brought[:, :, 2 * SCORED:]).all()
 
 
+def test_a_designer_plays_on_after_as_many_steps_as_are_held():
+    designer = LeverDesigner(untrained(), drawn_rows(30, np.random.default_rng(1)))
+    episodes = open_episodes([Population.stage(2)] * 2, 0)
+    rows = drawn_rows(6, np.random.default_rng(0)).reshape(2, 3, -1)
+    keys = np.stack([np.full(2, 9, np.uint64), np.arange(2, dtype=np.uint64)], 1)
+    throughout = components_ahead(episodes, rows, keys, 3)
+    for held in (1, 2):
+        brought = components_ahead(episodes, rows, keys, 3, designer, held=held)
+        same = (brought == throughout).all((0, 1, 3))
+        assert same[:held * SCORED].all() and not same[held * SCORED:].all()
+
+
 def test_what_it_learns_from_is_none_of_what_it_is_judged_on():
     rng = np.random.default_rng(0)
     people = [draw_wide(rng) for _ in range(400)]

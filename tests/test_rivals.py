@@ -8,7 +8,7 @@ import pytest
 
 from daedalus.designers import rivals
 from daedalus.designers.base import DESIGNERS, FixedDesigner, ask, check_designer, play
-from daedalus.designers.levers import LeverDesigner, components_ahead, lever_designer
+from daedalus.designers.levers import HELD_FOR, LeverDesigner, components_ahead, lever_designer
 from daedalus.env import features, observe, open_episodes, play_step, suite
 from daedalus.market.bidders import Population
 from daedalus.market.engine import scored_by, simulate
@@ -225,6 +225,6 @@ def test_the_planner_plays_nothing_that_promises_less_than_its_designer_and_obey
     assert all(brief.allows(answer) for brief, answer in zip(BRIEFS, chosen))
     assert planner.on(ASKED.select([1])) == chosen[1:2]
     rows = np.stack([mechanisms_to_array([*pair]) for pair in zip(fast.on(ASKED), chosen)])
-    brought = components_ahead(ASKED, rows, futures_of(ASKED, 1)[0], 4, fast)
+    brought = components_ahead(ASKED, rows, futures_of(ASKED, 1)[0], 4, fast, held=HELD_FOR)
     worth = [np.nansum(scored_by(brief.objective, each), -1) for brief, each in zip(BRIEFS, brought)]
     assert all(planned >= own for own, planned in worth) and any(planned > own for own, planned in worth)

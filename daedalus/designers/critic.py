@@ -168,7 +168,7 @@ class LeverExamples(NamedTuple):
     exponents: np.ndarray  # [examples, COMPONENTS]: the objective that is pursued by a designer who plays on
     levers: np.ndarray  # [examples, tried, lever readings]
     components: np.ndarray  # [examples, tried, rounds, COMPONENTS], each 0 to 1; NaN behind an episode's end
-    held: int  # rounds under what was tried, in whose mean scores are counted; in those behind them a designer played on
+    held: int  # rounds that scores are counted in: all where mechanisms are held; more follow where a designer plays on
 
     @property
     def throughout(self) -> bool:

@@ -250,7 +250,7 @@ def draw_brief(rng: np.random.Generator, mix: Mix = GENERAL) -> Brief:
     return Brief(objective=draw_objective(rng), **(rule(rng) if rng.random() < 0.5 else {}))
 
 # %% ../../nbs/29_levers.ipynb #components-ahead
-HELD_FOR, LOOK_AHEAD = 3, 6  # steps that a mechanism is held; steps that a value looks ahead
+HELD_FOR, LOOK_AHEAD = 3, 6  # steps that a value looks ahead: where a mechanism is held, where a designer plays on
 
 
 def components_ahead(
@@ -258,8 +258,9 @@ def components_ahead(
     rows: np.ndarray,  # [batch, tried, FIELDS]: the mechanisms that are tried in each
     keys: np.ndarray,  # uint64 [batch, 2]: seed and episode of each state's future, the same for all that is tried in it
     horizon: int,  # steps to look ahead, at least 1
-    then: LeverDesigner | None = None,  # plays on after HELD_FOR steps, to the end at most; None: mechanisms are held
+    then: LeverDesigner | None = None,  # plays on after `held` steps, to the end at most; None: mechanisms are held
     behaviour: Behaviour = BEHAVIOUR,
+    held: int = 1,  # steps under what is tried, where somebody plays on
 ) -> np.ndarray:  # float64 [batch, tried, horizon * SCORED, COMPONENTS]; NaN behind the end
     """What each mechanism brings, round by round, from where the episodes stand."""
     batch, tried, _ = rows.shape
@@ -270,7 +271,7 @@ def components_ahead(
     if then is None: ahead = ahead._replace(episode_length=episodes.round_number + horizon)
     brought = np.full((len(places), horizon, SCORED, len(COMPONENTS)), np.nan)
     for step in range(min(horizon, ahead.episode_length - ahead.round_number)):
-        ahead, sessions = play_sessions(ahead, then.on(ahead) if then and step >= HELD_FOR else played, behaviour)
+        ahead, sessions = play_sessions(ahead, then.on(ahead) if then and step >= held else played, behaviour)
         brought[:, step] = components_of(sessions[:, -SCORED:])
     return brought.reshape(batch, tried, horizon * SCORED, -1)
 
@@ -318,7 +319,7 @@ def lesson(
     populations: int,  # at least GROUP: ten states of each
     seed: int,
     turn: int,  # from 0: which lesson of the seed
-    looks_ahead: bool,  # the designer plays on after HELD_FOR steps; False: mechanisms are held
+    looks_ahead: bool,  # the designer plays on after a step; False: mechanisms are held
     mix: Mix = GENERAL,
 ) -> tuple[LeverExamples, np.ndarray]:  # and what the designer chose, [states, FIELDS]
     """Examples from episodes that a designer plays itself, in groups of GROUP, on two processors where there are two."""
@@ -370,11 +371,10 @@ def learn_turn(
     seed: int,
     mix: Mix = GENERAL,
 ) -> Turn:
-    """The next turn of learning: a lesson, and a regression on it and on what is kept of earlier ones of the same mix."""
+    """The next turn of learning: a lesson, and a regression on it and on what is kept of earlier ones."""
     began, turn, last = time.perf_counter(), len(before), before[-1].designer if before else None
     examples, own = lesson(last, populations, seed, turn, turn >= HELD_TURNS, mix)
-    kept = [each.examples for at, each in enumerate(before) if each.mix == mix and (
-        each.examples.throughout or at > turn - LAST_TURNS)]
+    kept = [each.examples for at, each in enumerate(before) if each.examples.throughout or at > turn - LAST_TURNS]
     rng = generator_of("levers, candidates", seed, 1 + turn)
     objectives = exponents_of([Brief(objective=draw_objective(rng, mix)) for _ in range(ASKED)])
     parts, start = [*kept, examples], last.critic if last else None

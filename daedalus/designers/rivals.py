@@ -22,7 +22,7 @@ from .critic import Critic
 from .base import (
     PUBLISHED_READINGS, READINGS, BatchDesigner, ContextualDesigner, FixedDesigner, Kernel, KernelRidge, Player, as_designer,
     ask, readings, readings_table)
-from .levers import components_ahead, draw_wide, drawn_rows, exponents_of, mended_rows, wanted_in
+from .levers import HELD_FOR, components_ahead, draw_wide, drawn_rows, exponents_of, mended_rows, wanted_in
 from ..env import Episodes, draw_training_population, features, observe, open_episodes
 from ..jobs import Job, made_by, run_jobs, write_record
 from ..market.bidders import Population
@@ -436,6 +436,7 @@ class Planner:
         """What of it the briefs allow [batch, tried, FIELDS], and the sum of the scores ahead, over all futures."""
         rows = np.stack([mended_rows(brief, each) for brief, each in zip(briefs, tried)])
         then: Any = _PlaysOn(as_designer(self.designer if self.then is None else self.then))
-        brought = [components_ahead(episodes, rows, keys, self.horizon, then) for keys in futures_of(episodes, self.futures)]
+        brought = [components_ahead(episodes, rows, keys, self.horizon, then, held=HELD_FOR)
+                   for keys in futures_of(episodes, self.futures)]
         return rows, np.stack([sum(np.nansum(scored_by(brief.objective, each[at]), -1) for each in brought)
                                for at, brief in enumerate(briefs)])
