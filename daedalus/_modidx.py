@@ -376,6 +376,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'daedalus/designers/levers.py'),
                                            'daedalus.designers.levers.LeverDesigner.design_batch': ( 'levers.html#leverdesigner.design_batch',
                                                                                                      'daedalus/designers/levers.py'),
+                                           'daedalus.designers.levers.LeverDesigner.for_lessons': ( 'levers.html#leverdesigner.for_lessons',
+                                                                                                    'daedalus/designers/levers.py'),
                                            'daedalus.designers.levers.LeverDesigner.next_best': ( 'levers.html#leverdesigner.next_best',
                                                                                                   'daedalus/designers/levers.py'),
                                            'daedalus.designers.levers.LeverDesigner.on': ( 'levers.html#leverdesigner.on',

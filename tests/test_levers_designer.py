@@ -1,6 +1,7 @@
 """The designer without a menu: its critic, what it may play, and how it is learned."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -151,6 +152,22 @@ def test_components_are_those_of_the_same_future():
     assert np.allclose(brought[..., :4].prod(3).mean(2), known["reward"][..., 0])
 
 
+def test_pupils_are_taught_the_most_usual_of_what_promises_nearly_the_most():
+    pool = drawn_rows(60, np.random.default_rng(1))
+    designer = LeverDesigner(untrained(), pool, sweeps=0)
+    episodes = open_episodes(suite("open"), 0)
+    states = designer.critic.states(readings_table(episodes), np.array([[1.0, 1, 1, 1, 0]] * len(suite("open"))))
+    values = states @ designer.critic.mechanisms(lever_table(pool)).T
+    for margin in (0.0, float(np.ptp(values) / 4), np.inf):
+        chosen = replace(designer, margin=margin).on(episodes)
+        first = [next(at for at, value in enumerate(row) if value >= row.max() - margin) for row in values]
+        assert chosen == [Mechanism.from_array(pool[at]) for at in first]
+        assert margin or first == values.argmax(1).tolist()
+    brief = Brief(at_least={"reserve_price": 0.3})
+    asked = open_episodes(suite("open"), 0, brief=brief)
+    assert {m.reserve_price for m in replace(designer, margin=np.inf).on(asked)} == {max(0.3, pool[0, 1])}
+
+
 def test_nothing_is_looked_at_behind_the_end_of_an_episode():
     designer = LeverDesigner(untrained(), drawn_rows(30, np.random.default_rng(1)))
     episodes = open_episodes([Population.stage(2)] * 2, 0, 2)
@@ -204,7 +221,7 @@ def test_examples_look_ahead_with_the_designer_that_plays(tmp_path):
     assert np.array_equal(examples.levers[:, 0], lever_table(own))
     last = examples.inputs[:, READINGS.index("progress")] == 0.9
     assert last.sum() == GROUP and np.isnan(examples.components[last][:, :, SCORED:]).all()
-    assert (pool_of(own, 0)[-1] == own).all(1).any()
+    assert (pool_of(own, 0)[0] == own).all(1).any()
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", None])

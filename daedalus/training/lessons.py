@@ -106,7 +106,7 @@ def imitation_rows(
 ) -> Lesson:
     """The teacher's plans in the states that model, teacher and chance cause."""
     player, rows, planned = LanguageDesigner(model.eval(), tokenizer, constrained=False), [], set()
-    teacher = replace(teacher, sweeps=0)  # sweeps choose among mechanisms that promise nearly the same
+    teacher = teacher.for_lessons()
     for state in _walk(player, teacher, settings, seed):
         rows += [_row(seen, plan.to_text()) for seen, plan in zip(state.visit.observations, state.plans)]
         planned |= set(state.plans)

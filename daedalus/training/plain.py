@@ -265,7 +265,7 @@ def learn_plain(
     output, curve = Path(output), []
     for folder in (output, Path(work)): folder.mkdir(parents=True, exist_ok=True)
     for _ in tqdm(range(turns), "turns", disable=None):
-        learned.append(_turn(learned, teacher, populations, steps, seed, hidden, work))
+        learned.append(_turn(learned, teacher.for_lessons(), populations, steps, seed, hidden, work))
         curve.append({"states": len(learned[-1].inputs), "seconds": round(learned[-1].seconds, 1)}
                      | judged(learned[-1].designer, seed))
     file = write_arrays(output / "plain.npz", _arrays(learned[-1].designer))
