@@ -1232,7 +1232,8 @@ def teacher(value: dict) -> Figure:
     """Reward on held-out draws by simulated rounds, and gains over the best fixed mechanism with their intervals."""
     curve, gains = pd.DataFrame(value["curve"]), pd.DataFrame(value["gains"])
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.0), constrained_layout=True)
-    for column, style, what in (("default", "o-", "published objective"), ("briefs", "s--", "a brief")):
+    for column, style, what in (("open", "^:", "published, open draws"), ("default", "o-", "published, wide draws"),
+                                ("briefs", "s--", "a brief, wide draws")):
         left.plot(curve["million rounds"], curve[column], style, ms=4, label=what)
     left.set(xlabel="million simulated rounds", ylabel="mean reward, held-out draws")
     left.legend(frameon=False, fontsize=8)
