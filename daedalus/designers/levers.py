@@ -178,7 +178,7 @@ class _Candidates:
         return self._kept[kind]
 
 # %% ../../nbs/29_levers.ipynb #designer
-MARGIN = 0.01  # of a score that is summed over several steps
+MARGIN = 0.005  # of a score that is summed over several steps
 
 
 @dataclass(frozen=True)
