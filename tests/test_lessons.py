@@ -16,11 +16,11 @@ from daedalus.market.bidders import HELD_OUT_RULES
 from daedalus.market.engine import ROUNDS, WARM_UP
 from daedalus.schema import DEFAULT_MECHANISM, LEVERS, Brief, Mechanism
 from daedalus.training import lessons
-from daedalus.training.lessons import LessonSettings, TrialSettings, imitation_rows, reading_rows, trial_rows
+from daedalus.training.lessons import ImitationSettings, LessonSettings, TrialSettings, imitation_rows, reading_rows, trial_rows
 from daedalus.training.train import profile, run_phases
 from daedalus.training.sft import FineTuneSettings, design_pairs, fine_tune
 
-ONE = LessonSettings(populations=GROUP, published_share=0.2, silent_share=0.0)
+ONE = ImitationSettings(populations=GROUP, published_share=0.2, silent_share=0.0)
 EPISODES = GROUP * (WARM_UP + 10 * ROUNDS)
 
 

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/35_train.ipynb #imports-training
 from .grpo import GrpoResult, GrpoSettings, reinforce
-from .lessons import Lesson, LessonSettings, TrialSettings, imitation_rows, reading_rows, trial_rows
+from .lessons import (
+    ImitationSettings, Lesson, LessonSettings, TrialSettings, imitation_rows, reading_rows, trial_rows)
 from .policy import PolicySettings, load_policy, with_adapters
 from .rft import RftSettings, Teacher, rejection_rows
 from .sft import FineTuneSettings, design_pairs, fine_tune
@@ -96,7 +97,7 @@ class ImitationPhase(Record):
     """One round of imitating the plans of a teacher without a menu."""
 
     kind: Literal["imitation"] = "imitation"
-    lesson: LessonSettings = Field(LessonSettings(), description="which states are visited, and who plays there")
+    lesson: ImitationSettings = Field(ImitationSettings(), description="which states are visited, and who plays there")
     replay: Annotated[float, amount(10)] = Field(2.0, description="earlier rows mixed in, as a multiple of the new ones")
     tuning: FineTuneSettings = Field(FineTuneSettings(), description="how the model is fine-tuned on the plans")
 
