@@ -254,8 +254,8 @@ def learn_plain(
     output: str | Path,  # folder of the designer and its record
     work: str | Path,  # folder of the turns: those that are finished there are not run again
     teacher: LeverDesigner,
-    turns: int = 8,  # at least 1
-    populations: int = 400,  # of each turn: ten states of each
+    turns: int = 9,  # at least 1
+    populations: int = 800,  # of each turn: ten states of each
     steps: int = 1200,  # of each regression; twice as many in the first
     seed: int = 0,
     hidden: float = 0.25,  # share of the groups whose horizon is hidden
