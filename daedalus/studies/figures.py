@@ -1262,7 +1262,7 @@ def compared_gaps(value: dict) -> Figure:
         axes.errorbar([x + 0.1 * (at - (len(who) - 1) / 2) for x, _ in rows], [row["of the gap"] for _, row in rows], reach,
                       fmt="oDsP^vX*h"[at], color=plt.cm.viridis(at / len(who)), ms=5, lw=1, label=name)
     for level in (0, 1): axes.axhline(level, color="0.3", lw=0.8, ls="-" if level else ":")
-    axes.set(xticks=range(len(suites)), xticklabels=suites, ylabel="share of the gap", ylim=(-1.0, 1.6))
+    axes.set(xticks=range(len(suites)), xticklabels=suites, ylabel="share of the gap", ylim=(-1.0, 2.0))
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return figure
 
