@@ -2761,5 +2761,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'daedalus.training.words.read_words': ('words.html#read_words', 'daedalus/training/words.py'),
                                          'daedalus.training.words.shared': ('words.html#shared', 'daedalus/training/words.py'),
                                          'daedalus.training.words.translate': ('words.html#translate', 'daedalus/training/words.py'),
+                                         'daedalus.training.words.translation_chat': ( 'words.html#translation_chat',
+                                                                                       'daedalus/training/words.py'),
                                          'daedalus.training.words.wordings': ('words.html#wordings', 'daedalus/training/words.py'),
                                          'daedalus.training.words.words_of': ('words.html#words_of', 'daedalus/training/words.py')}}}

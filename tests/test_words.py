@@ -210,6 +210,12 @@ def test_the_pattern_allows_every_brief_that_is_drawn_and_nothing_that_is_none()
         assert not re.fullmatch(BRIEF_PATTERN, wrong)
 
 
+def test_the_chat_names_every_component_and_its_example_is_a_brief():
+    system, user = words.translation_chat("Be kind.")
+    assert user == {"role": "user", "content": "Be kind."} and all(name in system["content"] for name in Objective.model_fields)
+    assert re.fullmatch(BRIEF_PATTERN, system["content"].partition("For example: ")[2])
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_model_of_random_weights_writes_briefs_and_nothing_else_one_by_one_or_together(seed):
     tokenizer = small_tokenizer()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Several', 'Rule', 'Said', 'PARTS', 'BRIEF_PATTERN', 'LONGEST_BRIEF', 'TRANSLATE', 'Phrases', 'phrases', 'words_of',
-           'read_words', 'draw_worded', 'Wording', 'wordings', 'occurs', 'shared', 'Translator', 'translate',
-           'WordsDesigner']
+           'read_words', 'draw_worded', 'Wording', 'wordings', 'occurs', 'shared', 'translation_chat', 'Translator',
+           'translate', 'WordsDesigner']
 
 # %% ../../nbs/39_words.ipynb #imports
 import json
@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from ..designers.base import BatchDesigner, Player, ask
-from ..designers.language import chat_text, sample_replies, text_matcher
+from ..designers.language import Chat, chat_text, sample_replies, text_matcher
 from ..designers.levers import draw_objective
 from ..paths import data_dir
 from ..schema import BRIEF_KINDS, LEVERS, Brief, Mechanism, Objective, Observation, Record, generator, whole
@@ -317,13 +317,18 @@ _TOPS = {name: lever.longest for name, lever in LEVERS.items() if lever.step}
 LONGEST_BRIEF = Brief(objective=Objective(**dict.fromkeys(Objective.model_fields, 2.25)), at_most=_TOPS, at_least=_TOPS,
                       fixed={name: lever.longest for name, lever in LEVERS.items() if not lever.step}).text()
 
-# %% ../../nbs/39_words.ipynb #translator
+# %% ../../nbs/39_words.ipynb #chat
 TRANSLATE = (
     "The owner of an auction market says what the market is for and what its rules must obey. Answer with one line: maximise, "
     "the product of what is wanted (welfare, fairness, participation, stability, revenue), and the rules. For example: "
     'maximise welfare x revenue; auction_type is "vcg"; reserve_price is at most 0.10')
 
 
+def translation_chat(words: str) -> Chat:
+    "The chat that asks a language model what brief is meant by some words; the reply is the brief's text."
+    return [{"role": "system", "content": TRANSLATE}, {"role": "user", "content": words}]
+
+# %% ../../nbs/39_words.ipynb #translator
 @dataclass(eq=False)
 class Translator:
     "A language model that turns words into briefs, and cannot write anything else."
@@ -335,8 +340,7 @@ class Translator:
         words: Sequence[str],   # any number, also none
     ) -> list[Brief]:           # one for each, without the words
         "The brief that the model finds likeliest, piece by piece, for each text."
-        chats = [[{"role": "system", "content": TRANSLATE}, {"role": "user", "content": text}] for text in words]
-        prompts = [chat_text(self.tokenizer, chat) for chat in chats]
+        prompts = [chat_text(self.tokenizer, translation_chat(text)) for text in words]
         replies = sample_replies(self.model, self.tokenizer, prompts, temperature=0.0, longest=len(LONGEST_BRIEF) + 1,
                                  constraint=self._matcher)
         return [Brief.from_text(text) for text, in replies.texts]
