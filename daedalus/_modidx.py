@@ -236,6 +236,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'daedalus/designers/endpoint.py'),
                                              'daedalus.designers.endpoint._full': ('endpoint.html#_full', 'daedalus/designers/endpoint.py'),
                                              'daedalus.designers.endpoint._yaml': ('endpoint.html#_yaml', 'daedalus/designers/endpoint.py'),
+                                             'daedalus.designers.endpoint.behind_echo': ( 'endpoint.html#behind_echo',
+                                                                                          'daedalus/designers/endpoint.py'),
                                              'daedalus.designers.endpoint.example_pairs': ( 'endpoint.html#example_pairs',
                                                                                             'daedalus/designers/endpoint.py'),
                                              'daedalus.designers.endpoint.full_text': ( 'endpoint.html#full_text',

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from shared import HEARS, until
+from shared import HEARS, held_port, until
 from typer.testing import CliRunner
 
 import daedalus as dd
@@ -27,6 +27,7 @@ from daedalus.designers.endpoint import (
 from daedalus.designers.language import messages
 from daedalus.env import DaedalusEnv, observe, open_episodes, play_step
 from daedalus.market.engine import SIGNALS
+from daedalus.paths import data_dir
 from daedalus.schema import DEFAULT_MECHANISM, INFORMED_GREEDY, LEVERS, SYSTEM_PROMPT, Brief, Mechanism, Objective, RecentOutcome
 
 KEY = "sk-planted-7f3a9c5e"
@@ -255,6 +256,13 @@ def test_an_invalid_or_refused_reply_keeps_the_rules_and_is_counted(name, seen):
 AGAIN = {"429": failed(429), "429 with a wait": failed(429, Retry_After="0.05"), "500": failed(500), "503": failed(503, "busy"), "408": failed(408),
          "dropped": {"drop": True}, "cut off": {**said(GREEDY), "cut": 50}, "no JSON": {"text": '{"choices": [{"mess'},
          "slow": {**said(GREEDY), "delay": 1.0}}
+
+
+@pytest.mark.parametrize("answer, reserve, invalid", [("I would rather not.", 0.18, 1), ('{"reserve_price": 0.4}', 0.4, 0)])
+def test_the_mechanisms_of_a_prompt_that_is_given_back_are_no_answer(answer, reserve, invalid, seen):
+    with serving(lambda number, asked: said("<|user|>" + asked["messages"][-1]["content"] + "<|assistant|>" + answer)) as server:
+        designer = EndpointDesigner("mine/NAME", server.url)
+        assert (designer(seen[1]).reserve_price, designer.invalid) == (reserve, invalid)
 
 
 @pytest.mark.parametrize("name", AGAIN)
@@ -573,6 +581,30 @@ def test_a_batch_of_briefs_is_asked_with_its_briefs():
         texts = [asked["messages"][-1]["content"] for asked in server.asked]
     assert len(texts) == 12 and {text.split("brief: ")[1].splitlines()[0] for text in texts} == {
         brief.text() for brief, _ in dd.suite("briefs")[:12]} and "brief" in table
+
+
+def answers(port):
+    """Whether somebody listens there."""
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_trained_designer_behind_a_real_server_plays_as_in_this_process(tmp_path):
+    folder = data_dir() / "designer"
+    with held_port() as port:
+        words = f"serve {folder} --port {port} --device cpu".split()
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path), "HOME": str(tmp_path)}
+        with subprocess.Popen([Path(sys.executable).parent / "transformers", *words], env=environment, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL) as running:
+            try:
+                until(lambda: running.poll() is not None or answers(port), "the server does not begin")
+                designer = EndpointDesigner(f"local/{folder}", f"http://127.0.0.1:{port}/v1", prompt="trained", concurrency=2,
+                                            parameters={"temperature": 0, "max_tokens": 120})
+                observations = observe(open_episodes(dd.suite("stages"), 0))
+                assert designer.design_batch(observations) == dd.LanguageDesigner.load(constrained=False).design_batch(observations)
+                assert designer.invalid == 0 and designer.usage["completion_tokens"] > 0
+            finally:
+                running.terminate()
 
 
 def test_threads_ask_one_designer():

@@ -462,7 +462,9 @@ def test_numbers_are_traced_from_the_data_that_comes_along(installed):
     (["train"], "torch", "this needs torch: pip install 'daedalus-mechanisms[train]' brings it"),
     (["search", "--workers", "2"], "joblib", "this needs joblib: pip install 'daedalus-mechanisms[search]' brings it"),
     (["serve"], "anyio", "this needs anyio: pip install 'daedalus-mechanisms[serve]' brings it"),
-], ids=["inference", "train", "search", "serve"])
+    (["inference", "--model", "mine/NAME", "--base-url", "http://127.0.0.1:1/v1"], "openai",
+     "this needs openai: pip install 'daedalus-mechanisms[endpoint]' brings it"),
+], ids=["inference", "train", "search", "serve", "endpoint"])
 def test_a_hint_is_true_in_an_installed_copy(installed, words, without, sentence):
     assert installed(*words, without=without, status=1).splitlines()[-1] == f"daedalus: {sentence}"
 

@@ -6,8 +6,8 @@
 __all__ = ['SIGNAL_MEANINGS', 'PROMPTS', 'FORMS', 'OPENAI', 'LONGEST_WAIT', 'LOGGERS', 'ASKING', 'lever_lines', 'full_text',
            'Past', 'past_of', 'Prompt', 'example_pairs', 'prompt_of', 'reply_schema', 'reply_format', 'Server',
            'server_of', 'KeptReply', 'reply_key', 'Replies', 'EndpointError', 'Fault', 'retry_after', 'read_fault',
-           'Completion', 'read_completion', 'Endpoint', 'Price', 'Prices', 'read_prices', 'usage_of', 'record_of',
-           'EndpointDesigner']
+           'Completion', 'read_completion', 'behind_echo', 'Endpoint', 'Price', 'Prices', 'read_prices', 'usage_of',
+           'record_of', 'EndpointDesigner']
 
 # %% ../../nbs/58_endpoint.ipynb #imports
 import fcntl
@@ -524,6 +524,15 @@ class _Fetching(_Asking):
                 stop.set()
                 pool.shutdown(cancel_futures=True)
 
+# %% ../../nbs/58_endpoint.ipynb #echo
+def behind_echo(
+    text: str,  # of a reply
+    chat: Chat,  # that it answers
+) -> str:
+    """What a reply says behind the chat, where it repeats it."""
+    asked = chat[-1]["content"].strip()
+    return text.rpartition(asked)[2] if asked else text
+
 # %% ../../nbs/58_endpoint.ipynb #endpoint
 class Endpoint(_Fetching, ChatModel):
     """A model behind a server as a chat model, whose replies are kept, and replayed where they are known."""
@@ -559,7 +568,7 @@ class Endpoint(_Fetching, ChatModel):
         replies = [self.kept.known[key] for key in keys]
         self.used |= {reply.key: reply for reply in replies}
         self.refused += sum(reply.refused for reply in replies)
-        return ["" if reply.refused else reply.text for reply in replies]
+        return ["" if reply.refused else behind_echo(reply.text, chat) for reply, chat in zip(replies, chats)]
 
 # %% ../../nbs/58_endpoint.ipynb #prices
 class Price(Record):
