@@ -338,10 +338,10 @@ def test_what_came_before_an_error_is_kept_and_not_asked_again(tmp_path):
 
 
 def test_as_many_requests_as_are_allowed_run_side_by_side():
-    with serving(lambda number, asked: said(str(asked["messages"]), ) | {"delay": 0.05}) as server:
+    with serving(lambda number, asked: said(asked["messages"][0]["content"].split()[1]) | {"delay": 0.05}) as server:
         texts = endpoint(server, concurrency=4, form="plain").complete(chats(30))
         assert server.most == 4 and len(server.asked) == 30
-    assert [f"market {number}'" in text for number, text in enumerate(texts)] == [True] * 30   # each its own
+    assert texts == [str(number) for number in range(30)]   # each its own
 
 
 def test_the_same_chat_is_asked_once_and_another_sample_anew():
