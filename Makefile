@@ -44,8 +44,8 @@ test: $(READY) export ## everything CI checks: export, style, types, every noteb
 	  && $(TREE) > build/tests.passed; fi
 
 train: $(READY) ## train the small designer from scratch into data/designer; resumes when interrupted
-	seed=$$($(SHIPPED)) && \
-	$(BIN)/daedalus train --profile small --seed $$seed --output data/designer --record data/training/small-$$seed.json
+	name=$$($(SHIPPED)) && \
+	$(BIN)/daedalus train --profile $${name%-*} --seed $${name##*-} --output data/designer --record data/training/$$name.json
 
 pretrained: $(READY) ## fetch the pretrained language model, 93 MB, and convert it in the user's cache, once
 	$(BIN)/python -c 'from daedalus.designers.models import find_model; print(find_model("smollm2"))'

@@ -2677,6 +2677,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'daedalus/training/train.py'),
                                          'daedalus.training.train.run_phases': ('train.html#run_phases', 'daedalus/training/train.py'),
                                          'daedalus.training.train.save_policy': ('train.html#save_policy', 'daedalus/training/train.py'),
+                                         'daedalus.training.train.shipped_record': ( 'train.html#shipped_record',
+                                                                                     'daedalus/training/train.py'),
                                          'daedalus.training.train.stage_name': ('train.html#stage_name', 'daedalus/training/train.py'),
                                          'daedalus.training.train.train': ('train.html#train', 'daedalus/training/train.py'),
                                          'daedalus.training.train.train_further': ( 'train.html#train_further',

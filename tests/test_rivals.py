@@ -35,10 +35,9 @@ def test_the_record_is_of_the_committed_files():
 
 
 def test_the_contextual_policy_learned_from_as_many_rounds_as_the_committed_designer():
-    from daedalus.training.train import SHIPPED
+    from daedalus.training.train import shipped_record
 
-    reports = json.loads((data_dir() / "training" / f"small-{SHIPPED}.json").read_text())["reports"]
-    assert RIVALS["contextual"].rounds == list(reports.values())[-1]["rounds"]
+    assert RIVALS["contextual"].rounds == list(shipped_record()["reports"].values())[-1]["rounds"]
 
 
 def test_no_pickle_and_no_date_is_in_the_files():

@@ -22,7 +22,7 @@ from daedalus.designers.language import LanguageDesigner
 from daedalus.paths import data_dir
 from daedalus.schema import Mechanism
 from daedalus.training.train import (
-    SHIPPED, AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train,
+    RECIPE, SHIPPED, AsPublished, history_table, phase_folders, profile, profiles, report_rows, run_phases, stage_name, train,
     train_further, validation)
 
 
@@ -139,10 +139,10 @@ def test_the_teacher_has_its_place_in_the_record(uninterrupted):
 
 
 def test_the_shipped_designer_is_of_the_training_that_validated_best():
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in (data_dir() / "training").glob("small-[0-9]*.json")]
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in (data_dir() / "training").glob(f"{RECIPE}-[0-9]*.json")]
     assert len(records) == 3 and len({json.dumps(record["provenance"]["parameters"]["profile"]) for record in records}) == 1
     shipped = max(records, key=lambda record: record["validation"][record["shipped"]]["mean"])
-    assert shipped["seed"] == SHIPPED
+    assert f"{RECIPE}-{shipped['seed']}" == SHIPPED
     told = json.loads((data_dir() / "designer" / "training_history.json").read_text())
     assert told == [[phase["kind"], phase["history"]] for phase in shipped["phases"]]
 

@@ -22,7 +22,7 @@ from ..market.engine import LOTS, ROUNDS, SCORED, WARM_UP
 from ..paths import CHECKOUT, data_dir, declared, figures_dir, note_use, write_text
 from ..schema import FIELDS
 from ..designers.search import LIBRARY
-from ..training.train import SHIPPED, profile
+from ..training.train import RECIPE, SHIPPED, profile, shipped_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,16 +64,15 @@ def paper_facts() -> dict[str, Any]:
     "What the paper says of the library, and which results there are; FileNotFoundError where a needed one is missing."
     for name in NEEDED:
         committed_value(name)
-    small, card = profile("small"), profile("card")
-    record = json.loads((data_dir() / "training" / f"small-{SHIPPED}.json").read_text(encoding="utf-8"))
+    recipe, card = profile(RECIPE), profile("card")
     market = {"LOTS": LOTS, "ROUNDS": ROUNDS, "SCORED": SCORED, "WARM_UP": WARM_UP, "steps": 10, "levers": len(FIELDS)}
     return market | {
         "results": [name for name in RESULTS if _result_file(name).is_file()], "open": len(suite("open")),
         "stages": len(suite("stages")), "rules": LEARNING_RULES, "held-out-rules": HELD_OUT_RULES,
         "population": Population(truthful=1).model_dump(), "behaviour": BEHAVIOUR._asdict(), "library": LIBRARY,
-        "ahead": {"ITERATIONS": ITERATIONS, "LOOK_AHEAD": LOOK_AHEAD}, "small": small.model_dump(),
+        "ahead": {"ITERATIONS": ITERATIONS, "LOOK_AHEAD": LOOK_AHEAD}, "recipe": recipe.model_dump(),
         "card": card.model_dump(), "parameters": _parameters(data_dir() / "designer"),
-        "shipped": SHIPPED, "held out": record["episodes"]}
+        "shipped": SHIPPED, "held out": shipped_record()["episodes"]}
 
 # %% ../../nbs/90_paper.ipynb #sources
 def _sources() -> str:

@@ -62,7 +62,7 @@ class Claim:
 def _claims_file() -> dict:
     """The content of data/claims.json, read once, about the designer that ships."""
     text = (data_dir() / "claims.json").read_text(encoding="utf-8")
-    return json.loads(text.replace("{shipped}", str(SHIPPED)))
+    return json.loads(text.replace("{shipped}", SHIPPED))
 
 
 def claims() -> list[Claim]:

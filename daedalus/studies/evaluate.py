@@ -35,6 +35,7 @@ from .stats import (
     ON_DISTRIBUTION, ON_SUITE, QUESTIONS, RESAMPLES, Resampling, interquartile_mean, performance_profile,
     probability_of_improvement, resampling)
 from .style import OTHER, look
+from ..training.train import RECIPE
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -387,7 +388,7 @@ def published() -> dict:
 
 # %% ../../nbs/42_evaluate.ipynb #training-records
 def training_records(
-    profile: str = "small",  # a profile of `daedalus train`
+    profile: str = RECIPE,  # a profile of `daedalus train`
 ) -> list[dict]:             # by seed, as `daedalus.training.train.train` returns them
     "The committed records of trainings."
     return [json.loads(file.read_text(encoding="utf-8"))
