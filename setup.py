@@ -24,7 +24,7 @@ setup(
     packages=[*find_packages(include=["daedalus", "daedalus.*"]), "daedalus.data"],
     package_dir={"daedalus": "daedalus", "daedalus.data": "data"},
     package_data={"daedalus.data": ["*.json", "*.mplstyle", "results/*.json", "training/*.json", "ablations/*.json", "grpo/*.json",
-                                    "designer/*", "rivals/*", "search/*", "teacher/*", "arena/*", "pages/*"]},
+                                    "designer/*", "first_edition/*", "rivals/*", "search/*", "teacher/*", "arena/*", "pages/*"]},
     install_requires=meta["requirements"].split(),
     extras_require={extra: names.split() for extra, names in settings["extras"].items() if extra not in meta},
     entry_points={"console_scripts": ["daedalus = daedalus.cli:main"]},

@@ -404,7 +404,7 @@ def _train_here(
 @app.command()
 @says_what_is_wrong
 def train(
-    profile: Annotated[str, typer.Option(help="small, card, or another of data/training.json.")] = "small",
+    profile: Annotated[str, typer.Option(help="briefs, small, card, or another of data/training.json.")] = "briefs",
     seed: Annotated[int, typer.Option(help="Seed of weights, replies and markets, 0 or more.")] = 0,
     work: Annotated[Path | None, typer.Option(help="Folder of the phases. [build/training/PROFILE-SEED]")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the designer. [WORK/designer]")] = None,

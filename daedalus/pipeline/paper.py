@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..market.bidders import BEHAVIOUR, HELD_OUT_RULES, LEARNING_RULES, Population
 from ..env import suite
-from ..designers.iterate import ITERATIONS, LOOK_AHEAD
+from ..designers.levers import LOOK_AHEAD
 from ..market.engine import LOTS, ROUNDS, SCORED, WARM_UP
 from ..paths import CHECKOUT, data_dir, declared, figures_dir, note_use, write_text
 from ..schema import FIELDS
@@ -64,15 +64,15 @@ def paper_facts() -> dict[str, Any]:
     "What the paper says of the library, and which results there are; FileNotFoundError where a needed one is missing."
     for name in NEEDED:
         committed_value(name)
-    recipe, card = profile(RECIPE), profile("card")
+    recipe, card, record = profile(RECIPE), profile("card"), shipped_record()
     market = {"LOTS": LOTS, "ROUNDS": ROUNDS, "SCORED": SCORED, "WARM_UP": WARM_UP, "steps": 10, "levers": len(FIELDS)}
     return market | {
         "results": [name for name in RESULTS if _result_file(name).is_file()], "open": len(suite("open")),
         "stages": len(suite("stages")), "rules": LEARNING_RULES, "held-out-rules": HELD_OUT_RULES,
         "population": Population(truthful=1).model_dump(), "behaviour": BEHAVIOUR._asdict(), "library": LIBRARY,
-        "ahead": {"ITERATIONS": ITERATIONS, "LOOK_AHEAD": LOOK_AHEAD}, "recipe": recipe.model_dump(),
+        "ahead": LOOK_AHEAD, "profile": RECIPE, "recipe": recipe.model_dump(),
         "card": card.model_dump(), "parameters": _parameters(data_dir() / "designer"),
-        "shipped": SHIPPED, "held out": shipped_record()["episodes"]}
+        "shipped": SHIPPED, "held out": record["episodes"], "teacher rounds": record["teacher"]["rounds"]}
 
 # %% ../../nbs/90_paper.ipynb #sources
 def _sources() -> str:
@@ -170,7 +170,7 @@ def paper_tables() -> dict[str, "pd.DataFrame"]:
 
     training, exploited = committed_value("training"), committed_value("exploitability")
     tables = {"baselines": committed_value("baselines")["rows"], "designers": _evaluation_table(),
-              "training_stages": training["stages"], "grpo": training["added by GRPO"],
+              "training_stages": training["stages"], "training_added": training["added"],
               "findings": committed_value("findings")["rows"], "exploitability": exploited["designers"],
               "exploitability_paired": exploited["paired"], "flaws": _flaws_table()}
     there = paper_facts()["results"]

@@ -12,7 +12,7 @@ __all__ = ['FIGURES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'DOT', 'SQUARE', 'LINES'
            'theory_learning', 'theory_curse', 'theory_z', 'findings_forest', 'tables_forest', 'findings_paths',
            'findings_deviation', 'findings_rings', 'tables_coarse', 'tables_effects', 'screens_auc', 'screens_margins',
            'screens_rings', 'screens_sales', 'screens_conduct', 'levers', 'adaptation', 'training_stages',
-           'training_signals', 'training_rewards', 'training_rft', 'red_team_stressors', 'red_team_progress',
+           'training_signals', 'training_rewards', 'training_lessons', 'red_team_stressors', 'red_team_progress',
            'red_team_transfer', 'red_team_found', 'red_team_tails', 'red_team_training', 'ablations',
            'generalisation_bidders', 'generalisation_markets', 'generalisation_change', 'calibration_claims',
            'suites_briefs', 'suites_levers', 'suites_trees', 'teacher', 'compared_gaps', 'compared_levers',
@@ -899,19 +899,18 @@ def adaptation(value: dict) -> Figure:
 # %% ../../nbs/48_figures.ipynb #training-stages
 @drawn_from("training")
 def training_stages(value: dict) -> Figure:
-    """Reward and distinct mechanisms after each stage of each training."""
+    "Reward and distinct mechanisms after each stage of each training, suite by suite."
     reached, marks = _rows(value["reached"]), "os^Dv"
-    order = sorted(reached["stage"].unique(),
-                   key=["SFT+GRPO", "SFT", "SFT+RFT", "SFT+RFT+GRPO"].index)   # neighbours follow each other
-    figure, axes = plt.subplots(2, 4, figsize=(7.4, 4.2), sharex=True, constrained_layout=True)
-    for column, (name, part) in enumerate(reached.groupby("held out", sort=False)):
+    order, suites = list(dict.fromkeys(reached["stage"])), list(dict.fromkeys(reached["held out"]))
+    figure, axes = plt.subplots(2, len(suites), figsize=(7.4, 4.0), sharex=True, constrained_layout=True)
+    for column, name in enumerate(suites):
         for row, what in enumerate(("mean R", "distinct mechanisms")):
-            for mark, (training, line) in zip(marks, part.groupby("training", sort=False)):
+            for mark, (training, line) in zip(marks, reached[reached["held out"] == name].groupby("training", sort=False)):
                 axes[row, column].plot(line["stage"].map(order.index), line[what], mark + "-", ms=4, label=training)
-            axes[row, column].set(ylabel=what if column == 0 else "", title=name if row == 0 else "")
-        axes[0, column].set_ylim(0.1, 0.75)
-        axes[1, column].set(ylim=(0, None), xticks=range(len(order)))
-        axes[1, column].set_xticklabels(order, rotation=60, ha="right", fontsize=8)
+            axes[row, column].set(ylabel=what if column == 0 else "", title=name if row == 0 else "", ylim=(0, None))
+        axes[1, column].set_xticks(range(len(order)), [stage.rpartition("+")[2] for stage in order], rotation=60, ha="right",
+                                   fontsize=8)
+    figure.supxlabel("after the last phase of", fontsize="small")
     _legend_above(figure, axes[0, 0], reached["training"].nunique())
     return figure
 
@@ -951,14 +950,14 @@ def training_rewards(value: dict) -> Figure:
 
 
 @drawn_from("training")
-def training_rft(value: dict) -> Figure:
-    """How often the model chooses as its teacher would, by round."""
-    rounds = _rows(value["agreement"])
-    figure, axes = plt.subplots(figsize=(6, 3.2), constrained_layout=True)
-    sns.lineplot(rounds, x="round", y="agreement", hue="training", style="training", markers=True, dashes=False, ax=axes)
-    axes.set(xlabel="round of rejection sampling", ylabel="states in which model and teacher agree", ylim=(0, 1),
-             xticks=sorted(rounds["round"].unique()))
-    axes.legend(frameon=False, fontsize=8)
+def training_lessons(value: dict) -> Figure:
+    "Loss on the replies that are imitated, by step of the optimiser, a mean of twenty; dotted: another kind of lesson begins."
+    figure, axes = plt.subplots(figsize=(6.4, 2.8), constrained_layout=True)
+    for style, (training, losses) in zip(STYLES, value["lessons"].items()):
+        axes.plot(20 * np.arange(1, len(losses) + 1), losses, ls=style, lw=1, label=training)
+    for begun in value["begun"]: axes.axvline(begun, color="black", lw=0.8, ls=":")
+    axes.set(xlabel="step of the optimiser", ylabel="nats for each token", ylim=(0, None))
+    _legend_above(figure, axes, len(value["lessons"]))
     return figure
 
 # %% ../../nbs/48_figures.ipynb #red-team-stressors
