@@ -579,7 +579,9 @@ def training_table(
     rows = []
     stages = (["teacher"] if records[0].get("teacher") else []) + list(records[0]["reports"])
     for record, stage, name, seen in product(records, stages, known, ("signals", "published")):
-        table, report = recorded(record, stage, name, seen), _report_of(record, stage)
+        report = _report_of(record, stage)
+        if f"{name}, {seen}" not in report: continue   # nobody asked for that
+        table = recorded(record, stage, name, seen)
         rows.append({"seed": record["seed"], "stage": stage, "rounds": report["rounds"], "suite": name,
                      "observation": seen, "distinct": report[f"{name}, {seen}"]["distinct"],
                      **_reached(pd.concat([known[name], table]), stage, resamples, questions_of(name))})

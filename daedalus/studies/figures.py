@@ -907,7 +907,8 @@ def training_stages(value: dict) -> Figure:
         for row, what in enumerate(("mean R", "distinct mechanisms")):
             for mark, (training, line) in zip(marks, reached[reached["held out"] == name].groupby("training", sort=False)):
                 axes[row, column].plot(line["stage"].map(order.index), line[what], mark + "-", ms=4, label=training)
-            axes[row, column].set(ylabel=what if column == 0 else "", title=name if row == 0 else "", ylim=(0, None))
+            axes[row, column].set(ylabel=what if column == 0 else "", title=name if row == 0 else "",
+                                  ylim=(0, 1.1 * reached[what].max()))
         axes[1, column].set_xticks(range(len(order)), [stage.rpartition("+")[2] for stage in order], rotation=60, ha="right",
                                    fontsize=8)
     figure.supxlabel("after the last phase of", fontsize="small")
