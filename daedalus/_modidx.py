@@ -3,6 +3,7 @@
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'daedalus'},
   'syms': { 'daedalus.cli': { 'daedalus.cli.Ended': ('cli.html#ended', 'daedalus/cli.py'),
                               'daedalus.cli._at_least': ('cli.html#_at_least', 'daedalus/cli.py'),
+                              'daedalus.cli._brief': ('cli.html#_brief', 'daedalus/cli.py'),
                               'daedalus.cli._check_port': ('cli.html#_check_port', 'daedalus/cli.py'),
                               'daedalus.cli._check_push': ('cli.html#_check_push', 'daedalus/cli.py'),
                               'daedalus.cli._check_training': ('cli.html#_check_training', 'daedalus/cli.py'),

@@ -141,7 +141,21 @@ def test_inference_plays_a_designer_by_name(tmp_path, monkeypatch):
     assert list(found["rewards"]) == ["random", "informed-greedy", "best fixed", "oracle", "default"]
 
 
+def test_inference_answers_a_brief(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = 'maximise revenue; auction_type is "vcg"; reserve_price is at most 0.05'
+    done, found = inference("--brief", asked)
+    assert done.exit_code == 0 and f"brief: {found['brief']}" in done.stdout and found["brief"] == dd.Brief.from_text(asked).text()
+    assert found["mechanism"]["auction_type"] == "vcg" and found["mechanism"]["reserve_price"] <= 0.05
+    done, found = inference("--model", "trained", "--n-episodes", "3", "--baseline", "--brief", asked)
+    known = dd.evaluate({"x": designer("trained")}, "stages", 3, brief=dd.Brief.from_text(asked))["reward"].tolist()
+    assert found["rewards"]["trained"] == known and "objective" not in found
+
+
 @pytest.mark.parametrize("words, sentence", [
+    (["--brief", "sell a lot"], "a brief is a text such as 'maximise welfare x revenue; .* not 'sell a lot'"),
+    (["--brief", "maximise revenue", "--objective", "welfare"], "objective must be left out beside a brief"),
+    (["--brief", "maximise revenue", "--suite", "briefs"], "brief must be left out with the suite 'briefs', which has"),
     (["--model", "gredy"], "designer must be trained, random, .* not 'gredy'"),
     (["--model", "greedy", "--repo-id", "a/b"], "--model greedy and --repo-id a/b both name the designer: give one of them"),
     (["--model", "greedy", "--free"], "designer 'greedy' takes no constrained: only a language model does"),

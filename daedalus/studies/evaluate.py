@@ -599,10 +599,10 @@ ABOUT = {ON_SUITE: "low and high: 95 % on this suite, its populations given",
          ON_DISTRIBUTION: "with (distribution): 95 % on the distribution that its populations were drawn from"}
 
 
-def _compare(name, player, n_episodes, baseline, seed, suite, objective) -> dict:
+def _compare(name, player, n_episodes, baseline, seed, suite, objective, brief) -> dict:
     "The rewards of each designer, their summary, and the paired differences; prints both tables and what is in them."
-    players, questions = yardsticks(suite, objective) if baseline else {}, questions_of(suite)
-    table = evaluate({**players, name: player}, suite, n_episodes, seed, objective=objective)
+    players, questions = yardsticks(suite, objective, brief) if baseline else {}, questions_of(suite)
+    table = evaluate({**players, name: player}, suite, n_episodes, seed, objective=objective, brief=brief)
     parts = {"summary": summary(table, questions=questions)}
     if baseline: parts["paired"] = paired(table, "informed-greedy", questions=questions)
     titles = {"summary": "; ".join(ABOUT[question] for question in questions),
@@ -624,6 +624,7 @@ def inference(
     complete: bool = False, # a valid reply names every field; False: those that are not named keep their defaults
     model: str | None = None, # what plays, as `designer` takes it; None: the trained designer
     objective: Objective = PUBLISHED_OBJECTIVE, # what rewards are
+    brief: Brief | None = None, # in place of an objective, where the suite has no briefs of its own
     **served: Any,          # of a model behind a server: `base_url`, `replies`, `replay`, `prompt`, `prices`
 ) -> dict:                  # what is written to `output`
     """Show a mechanism for a fresh environment, or compare designers over whole episodes; results go to `output`.
@@ -631,16 +632,18 @@ def inference(
     Raises ValueError as `designer` does, and ModuleNotFoundError where the `train` extra is not installed.
     """
     n_episodes, seed = whole_number(n_episodes, "n_episodes"), seed_number(seed)
-    (brief, people), output = _cases(suite)[0], check_output(output)
+    (own, people), output = _cases(suite)[0], check_output(output)
+    if own and brief: raise ValueError(f"brief must be left out with the suite {suite!r}, which has a brief for each population")
+    wanted_by(brief, objective)   # not both
     free = {} if constrained else {"constrained": False}
     player = designer(model_spec(model, repo_id), **free, **({"complete": True} if complete else {}), **served)
     if isinstance(player, EndpointDesigner): player.objective = objective
-    env = DaedalusEnv(people, brief=brief)
+    env = DaedalusEnv(people, brief=own or brief)
     observation, reply = env.reset(seed), _reply(player, env.episodes)
     result = {"reply": reply.text, "mechanism": reply.mechanism and dict(reply.mechanism)}
     if n_episodes == 1 and not baseline: print(observation.prompt(), reply.fault or reply.text, sep="\n")
-    else: result |= _compare(model or "trained", player, n_episodes, baseline, seed, suite, objective)
-    wanted = {} if objective == PUBLISHED_OBJECTIVE else {"objective": objective.text()}
+    else: result |= _compare(model or "trained", player, n_episodes, baseline, seed, suite, objective, brief)
+    wanted = {"brief": brief.text()} if brief else {} if objective == PUBLISHED_OBJECTIVE else {"objective": objective.text()}
     asked, invalid, partial = (getattr(player, count, 0) for count in ("asked", "invalid", "partial"))
     record = {"designer": str(repo_id or model or "data/designer"), "constrained": constrained, "complete": complete,
               "suite": suite, "n_episodes": n_episodes, "seed": seed, **wanted, **result, "replies": asked,
