@@ -799,6 +799,12 @@ class BriefRules(BriefFields):
         "Whether a mechanism breaks no rule."
         return all(holds(getattr(mechanism, name), value) for name, _, holds, value in self._rules())
 
+    def settings(self, name: str) -> tuple:
+        "The values of a lever that break no rule, of an amount the hundredths; one value where no hundredth obeys."
+        rules = [(holds, value) for lever, _, holds, value in self._rules() if lever == name]
+        kept = tuple(own for own in LEVERS[name].settings if all(holds(own, value) for holds, value in rules))
+        return kept or (getattr(self.mended(Mechanism()), name),)
+
     def mended(self, mechanism: Mechanism) -> Mechanism:
         "The mechanism with what breaks a rule at the nearest value that does not."
         changes = {name: getattr(mechanism, name) for name in self.at_most.keys() | self.at_least.keys()}

@@ -29,6 +29,7 @@ from daedalus.designers.language import (
     messages,
     play_default,
     refuse_invalid,
+    reply_pattern,
     sample_replies,
     small_model,
     small_tokenizer,
@@ -263,7 +264,7 @@ def test_of_several_replies_the_likeliest_is_said(hasty, observations):
     for chat, text, single in zip(chats, said, alone):
         prompt = chat_text(tokenizer, chat)
         uniforms = torch.from_numpy(language._uniforms(prompt, 4, 5 * longest)).reshape(1, 5, longest)
-        drawn = language._write_all(model, tokenizer, [prompt], uniforms, 1.0, None)
+        drawn = language._write_all(model, tokenizer, [prompt], uniforms, 1.0, [])
         by_hand = [log_probability(model, tokenizer, prompt, row, stops) for row in drawn.tokens[0].tolist()]
         assert text == drawn.texts[0][int(np.argmax(by_hand))] and single == drawn.texts[0][0]
     assert said != alone and several.complete(chats[::-1]) == said[::-1]
@@ -509,3 +510,28 @@ def test_every_component_and_every_rule_of_a_brief_is_one_token():
         amounts = [*brief.at_most, *brief.at_least, *(n for n in brief.fixed if LEVERS[n].step)]
         rules = len(brief.fixed) + len(brief.at_most) + len(brief.at_least)
         assert len(tokens) == 2 + len(brief.objective.text().split(" x ")) + rules + len(amounts)
+
+
+@pytest.mark.parametrize("draw", range(30))
+def test_a_constrained_reply_obeys_the_brief_that_is_shown(draw, small, observations):
+    brief = Brief.random(draw)
+    free = [Mechanism.random(other) for other in range(200)]
+    for mechanism in free + [brief.mended(mechanism) for mechanism in free]:
+        assert bool(re.fullmatch(reply_pattern(brief), mechanism.to_text())) == brief.allows(mechanism)
+    asked = observations[0].replace(brief=brief)
+    designer = LanguageDesigner(*small, temperature=1.0, seed=draw)
+    assert brief.allows(designer(asked)) and not designer.invalid
+
+
+def test_a_rule_between_hundredths_can_be_obeyed(small, observations):
+    brief = Brief(at_least={"reserve_price": 0.123}, at_most={"reserve_price": 0.124, "withdrawal_penalty": 0.555})
+    assert brief.settings("reserve_price") == (0.123,) and brief.settings("withdrawal_penalty")[-1] == 0.55
+    assert brief.settings("coalition_policy") == LEVERS["coalition_policy"].settings
+    assert LanguageDesigner(*small)(observations[0].replace(brief=brief)).reserve_price == 0.123
+
+
+def test_rules_behind_words_are_not_told_by_the_constraint(small, observations):
+    told = Brief(fixed={"auction_type": "vcg"}, at_most={"reserve_price": 0.0})
+    asked = [observations[0].replace(brief=told), observations[0].replace(brief=told.replace(words="as you like"))]
+    drawn = [[LanguageDesigner(*small, temperature=1.0, seed=seed)(one) for seed in range(20)] for one in asked]
+    assert all(map(told.allows, drawn[0])) and not all(map(told.allows, drawn[1]))

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['Chat', 'DAY', 'PIECES', 'END', 'USER', 'ASSISTANT', 'TEMPLATE', 'ROWS', 'LONGEST_REPLY', 'REPLY_PATTERN',
            'InvalidReply', 'messages', 'chat_text', 'end_token', 'stop_tokens', 'padding_token', 'small_tokenizer',
-           'small_model', 'Samples', 'until_stop', 'reply_texts', 'sample_replies', 'text_matcher', 'mechanism_matcher',
-           'Reply', 'ChatModel', 'LocalModel', 'keep_last', 'play_default', 'refuse_invalid', 'ChatDesigner',
-           'LanguageDesigner']
+           'small_model', 'Samples', 'until_stop', 'reply_texts', 'sample_replies', 'reply_pattern', 'text_matcher',
+           'mechanism_matcher', 'Reply', 'ChatModel', 'LocalModel', 'keep_last', 'play_default', 'refuse_invalid',
+           'ChatDesigner', 'LanguageDesigner']
 
 # %% ../../nbs/25_language.ipynb #imports
 import hashlib
+import json
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -328,7 +329,7 @@ def _write(
     prompts: Sequence[str | list[int]],
     uniforms: "torch.Tensor",  # [prompts, samples, longest], in [0, 1)
     temperature: float,
-    constraint: "LLMatcher | None",
+    constraints: "Sequence[LLMatcher]",  # one for each prompt; none: any text
     stops: set[int],  # tokens that end a reply
 ) -> tuple["torch.Tensor", "torch.Tensor"]:  # int64 [prompts, samples, longest] and float [prompts, samples]
     """The tokens of replies to some prompts, and the log-probability that the model itself gives each reply."""
@@ -340,7 +341,7 @@ def _write(
     logprobs = torch.zeros(len(written), device=model.device)
     running = torch.ones(len(written), dtype=torch.bool, device=model.device)
     ends = torch.tensor(sorted(stops), device=model.device)
-    matchers = [constraint.deep_copy() for _ in written] if constraint else []
+    matchers = [constraint.deep_copy() for constraint in constraints for _ in range(shape[1])]
     for at in range(shape[-1]):
         logits = _allowed(reader.logits, matchers) if matchers else reader.logits
         chosen = _choose(logits, temperature, uniforms[:, at])
@@ -370,10 +371,10 @@ class Samples(NamedTuple):
 
 def _longest(
     tokenizer: "PreTrainedTokenizerBase",
-    constraint: "LLMatcher | None",
+    constrained: bool,
 ) -> int:
     """How many tokens a reply may have."""
-    return len(LONGEST_REPLY) + 1 if constraint else 2 * len(tokenizer(LONGEST_REPLY,
+    return len(LONGEST_REPLY) + 1 if constrained else 2 * len(tokenizer(LONGEST_REPLY,
                                                                        add_special_tokens=False)["input_ids"])
 
 # %% ../../nbs/25_language.ipynb #reply-texts
@@ -408,7 +409,7 @@ def _write_all(
     prompts: Sequence[str | list[int]],
     uniforms: "torch.Tensor",  # [prompts, samples, longest], in [0, 1)
     temperature: float,  # 0: the most likely token each time
-    constraint: "LLMatcher | None",
+    constraints: "Sequence[LLMatcher]",  # one for each prompt; none: any text
 ) -> Samples:
     """Replies to any number of prompts; ValueError for a temperature below 0."""
     import torch
@@ -416,9 +417,10 @@ def _write_all(
     if not temperature >= 0:
         raise ValueError(f"temperature must be a number of at least 0, not {temperature!r}")
     size = max(1, ROWS.get(model.device.type, ROWS["cpu"]) // uniforms.shape[1])
-    stops = {end_token(tokenizer)} if constraint else stop_tokens(model, tokenizer)
+    stops = {end_token(tokenizer)} if constraints else stop_tokens(model, tokenizer)
     with torch.no_grad():
-        parts = [_write(model, tokenizer, prompts[at:at + size], uniforms[at:at + size], temperature, constraint, stops)
+        parts = [_write(model, tokenizer, prompts[at:at + size], uniforms[at:at + size], temperature,
+                        constraints[at:at + size], stops)
                  for at in range(0, len(prompts), size)]
     parts = parts or [(torch.zeros(uniforms.shape, dtype=torch.int64), torch.zeros(uniforms.shape[:2]))]
     tokens, logprobs = map(torch.cat, zip(*parts))
@@ -441,15 +443,54 @@ def sample_replies(
     """
     import torch
 
-    longest = _longest(tokenizer, constraint) if longest is None else whole_number(longest, "longest")
+    longest = _longest(tokenizer, constraint is not None) if longest is None else whole_number(longest, "longest")
     shape = len(prompts), whole_number(samples, "samples"), longest
     uniforms = torch.rand(shape, generator=generator) if temperature else torch.zeros(shape)
-    return _write_all(model, tokenizer, prompts, uniforms, temperature, constraint)
+    return _write_all(model, tokenizer, prompts, uniforms, temperature, [constraint] * len(prompts) if constraint else [])
 
 # %% ../../nbs/25_language.ipynb #pattern
 REPLY_PATTERN = r"\{" + ",".join(lever.pattern for lever in LEVERS.values()) + r"\}"
 
+
+def reply_pattern(
+    brief: Brief | None,  # None: any mechanism may be written
+) -> str:  # a regular expression
+    """The texts of the mechanisms that obey a brief."""
+    if brief is None:
+        return REPLY_PATTERN
+    parts = [(lever, brief.settings(name)) for name, lever in LEVERS.items()]
+    return r"\{" + ",".join(lever.pattern if settings == lever.settings else f'"{lever.name}":(' + "|".join(
+        re.escape(lever.text(value) if value in lever.settings else json.dumps(value)) for value in settings) + ")"
+        for lever, settings in parts) + r"\}"
+
 # %% ../../nbs/25_language.ipynb #matcher
+def _tokens_of(
+    tokenizer: "PreTrainedTokenizerBase",
+) -> Any:  # LLTokenizer
+    """A tokenizer as llguidance knows it; raises as `text_matcher` does."""
+    try:
+        from llguidance.hf import from_tokenizer
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"constrained replies need llguidance: {install_hint('llguidance')}", name="llguidance") from None
+    try:
+        return from_tokenizer(tokenizer, eos_token=end_token(tokenizer))
+    except ValueError as error:
+        raise ValueError(f"replies of tokenizer {tokenizer.name_or_path!r} cannot be constrained ({error}): "
+                         "let the model write freely, constrained=False") from None
+
+
+def _matcher(
+    tokens: Any,  # as `_tokens_of` returns them
+    pattern: str,
+) -> "LLMatcher":
+    """What keeps a text to a pattern."""
+    from llguidance import LLMatcher
+
+    grammar = pattern.replace("/", r"\/")
+    return LLMatcher(tokens, f'%llguidance {{"no_forcing": true}}\nstart: /{grammar}/')
+
+# %% ../../nbs/25_language.ipynb #text-matcher
 def text_matcher(
     tokenizer: "PreTrainedTokenizerBase",
     pattern: str,  # a regular expression of the whole text
@@ -458,19 +499,7 @@ def text_matcher(
 
     Raises ModuleNotFoundError where llguidance is not installed, and ValueError for a tokenizer that it cannot read.
     """
-    try:
-        from llguidance import LLMatcher
-        from llguidance.hf import from_tokenizer
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"constrained replies need llguidance: {install_hint('llguidance')}", name="llguidance") from None
-    pattern = pattern.replace("/", r"\/")
-    try:
-        known = from_tokenizer(tokenizer, eos_token=end_token(tokenizer))
-    except ValueError as error:
-        raise ValueError(f"replies of tokenizer {tokenizer.name_or_path!r} cannot be constrained ({error}): "
-                         "let the model write freely, constrained=False") from None
-    return LLMatcher(known, f'%llguidance {{"no_forcing": true}}\nstart: /{pattern}/')
+    return _matcher(_tokens_of(tokenizer), pattern)
 
 
 def mechanism_matcher(tokenizer: "PreTrainedTokenizerBase") -> "LLMatcher":
@@ -535,26 +564,30 @@ class LocalModel(ChatModel):
     replies: int = 1  # drawn to each chat, at least 1: the likeliest is said
 
     def complete(self, chats: Sequence[Chat]) -> list[str]:
+        return self.complete_briefs(chats, [None] * len(chats))
+
+    def complete_briefs(self, chats: Sequence[Chat], briefs: Sequence[Brief | None]) -> list[str]:
+        """What is said to each chat; what is constrained obeys the chat's brief, too."""
         import torch
 
         prompts = [chat_text(self.tokenizer, chat) for chat in chats]
-        constraint = self._matcher if self.constrained else None
-        shape = whole_number(self.replies, "replies"), _longest(self.tokenizer, constraint)
+        constraints = [self._matcher_of(reply_pattern(brief)) for brief in briefs] if self.constrained else []
+        shape = whole_number(self.replies, "replies"), _longest(self.tokenizer, self.constrained)
         uniforms = torch.zeros(len(prompts), *shape)
         if self.temperature:
             for row, prompt in zip(uniforms, prompts):
                 row[:] = torch.from_numpy(_uniforms(prompt, self.seed, shape[0] * shape[1])).reshape(shape)
-        samples = _write_all(self.model, self.tokenizer, prompts, uniforms, self.temperature, constraint)
+        samples = _write_all(self.model, self.tokenizer, prompts, uniforms, self.temperature, constraints)
         return [texts[best] for texts, best in zip(samples.texts, samples.logprobs.argmax(1).tolist())]
 
     @cached_property
-    def _matcher(self) -> "LLMatcher":
-        """Made once: a large tokenizer takes about a second."""
-        return mechanism_matcher(self.tokenizer)
+    def _matcher_of(self) -> "Callable[[str], LLMatcher]":
+        """The matcher of a pattern, each made once: a large tokenizer takes about a second."""
+        return cache(partial(_matcher, _tokens_of(self.tokenizer)))
 
     def __getstate__(self) -> dict:
-        """What a copy or another process gets: all but the matcher, which it makes anew."""
-        return {name: value for name, value in vars(self).items() if name != "_matcher"}
+        """What a copy or another process gets: all but the matchers, which it makes anew."""
+        return {name: value for name, value in vars(self).items() if name != "_matcher_of"}
 
 # %% ../../nbs/25_language.ipynb #invalid
 InvalidReply = Callable[[Observation, Reply], Mechanism]  # what is played after a reply without a mechanism
@@ -586,7 +619,7 @@ def refuse_invalid(
 # %% ../../nbs/25_language.ipynb #chat-designer
 @dataclass(eq=False)
 class ChatDesigner(BatchDesigner):
-    """A designer that asks a chat model for each mechanism."""
+    """A designer that asks a chat model for each mechanism, about any number of observations, also none."""
 
     chat_model: ChatModel
     complete: bool = False  # a valid reply names every field; False: those that are not named keep their defaults
@@ -595,19 +628,17 @@ class ChatDesigner(BatchDesigner):
     invalid: int = field(default=0, init=False)  # how many of them held no valid mechanism
     partial: int = field(default=0, init=False)  # how many of the valid ones left fields at their defaults
 
-    def chats(
-        self,
-        observations: Sequence[Observation],  # any number, also none
-    ) -> list[Chat]:
+    def chats(self, observations: Sequence[Observation]) -> list[Chat]:
         """The chat about each observation."""
         return [messages(observation) for observation in observations]
 
-    def replies(
-        self,
-        observations: Sequence[Observation],  # any number, also none
-    ) -> list[Reply]:
-        """What the model says to each observation."""
-        texts = self.chat_model.complete(self.chats(observations))
+    def said(self, observations: Sequence[Observation]) -> list[str]:
+        """What the model says to each observation, as a text."""
+        return self.chat_model.complete(self.chats(observations))
+
+    def replies(self, observations: Sequence[Observation]) -> list[Reply]:
+        """What the model says to each observation, and what it means."""
+        texts = self.said(observations)
         if len(texts) != len(observations):
             raise ValueError(f"complete must return one text for each of the {len(observations)} chats, not {len(texts)}")
         replies = [Reply.read(text, self.complete) for text in texts]
@@ -616,24 +647,28 @@ class ChatDesigner(BatchDesigner):
         self.partial += sum(reply.partial for reply in replies)
         return replies
 
-    def design_batch(
-        self,
-        observations: Sequence[Observation],  # any number, also none
-    ) -> list[Mechanism]:
+    def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
         """A mechanism for each observation; what follows an invalid reply says `invalid_reply`."""
         return [reply.mechanism or self.invalid_reply(observation, reply)
                 for observation, reply in zip(observations, self.replies(observations), strict=True)]
 
-# %% ../../nbs/25_language.ipynb #language-designer
+# %% ../../nbs/25_language.ipynb #shown-brief
 def _of_model(name: str) -> Any:  # a field of LocalModel; property
     """A designer's view of its model's field."""
     return property(lambda designer: getattr(designer.chat_model, name),
                     lambda designer, value: setattr(designer.chat_model, name, value))
 
 
+def _shown_brief(observation: Observation) -> Brief | None:
+    """The brief whose rules an observation shows: none where it shows words in their place."""
+    brief = observation.brief
+    return brief if brief and brief.words is None else None
+
+# %% ../../nbs/25_language.ipynb #language-designer
 class LanguageDesigner(ChatDesigner):
     """A language model in this process that is asked for each mechanism; its arguments are attributes as well."""
 
+    chat_model: LocalModel
     model, tokenizer, constrained, temperature, seed = map(
         _of_model, ("model", "tokenizer", "constrained", "temperature", "seed"))
 
@@ -648,6 +683,10 @@ class LanguageDesigner(ChatDesigner):
         invalid_reply: InvalidReply = keep_last,
     ):
         super().__init__(LocalModel(model, tokenizer, constrained, temperature, seed), complete, invalid_reply)
+
+    def said(self, observations: Sequence[Observation]) -> list[str]:
+        """What the model says to each observation, as a text; one that is constrained obeys the brief that is shown."""
+        return self.chat_model.complete_briefs(self.chats(observations), [*map(_shown_brief, observations)])
 
     @classmethod
     def load(
