@@ -140,7 +140,7 @@ def test_the_teacher_has_its_place_in_the_record(uninterrupted):
 
 def test_the_shipped_designer_is_of_the_training_that_validated_best():
     records = [json.loads(file.read_text(encoding="utf-8")) for file in (data_dir() / "training").glob(f"{RECIPE}-[0-9]*.json")]
-    assert len(records) == 3 and len({json.dumps(record["provenance"]["parameters"]["profile"]) for record in records}) == 1
+    assert records and len({json.dumps(record["provenance"]["parameters"]["profile"]) for record in records}) == 1
     shipped = max(records, key=lambda record: record["validation"][record["shipped"]]["mean"])
     assert f"{RECIPE}-{shipped['seed']}" == SHIPPED
     told = json.loads((data_dir() / "designer" / "training_history.json").read_text())
