@@ -42,7 +42,7 @@ from daedalus.pipeline.reproduce import (
 )
 from ..paths import check_writable, data_dir, is_checkout, write_text
 from ..studies.screens import DataUnavailable
-from ..training.train import SHIPPED
+from ..training.train import SHIPPED, shipped_record
 
 # %% ../../nbs/61_verify.ipynb #claim
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Claim:
 def _claims_file() -> dict:
     """The content of data/claims.json, read once, about the designer that ships."""
     text = (data_dir() / "claims.json").read_text(encoding="utf-8")
-    return json.loads(text.replace("{shipped}", SHIPPED))
+    return json.loads(text.replace("{shipped}", SHIPPED).replace("{stage}", shipped_record()["shipped"]))
 
 
 def claims() -> list[Claim]:

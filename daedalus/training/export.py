@@ -277,7 +277,7 @@ Or for whole episodes: `daedalus inference --n-episodes 30 --baseline --repo-id 
 
 - The markets are simulated. Nothing here shows how real bidders would answer to its rules; no real auction should be
   run on its word.
-- It knows the kinds of bidders that it was trained with, and the one product of scores that it was rewarded for.
+- It knows the kinds of bidders, of briefs and of scores that it was trained with.
 - It answers prompts of this one form. It holds no conversation, and was not checked for any other use.
 
 ## Licence
