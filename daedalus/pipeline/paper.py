@@ -72,7 +72,8 @@ def paper_facts() -> dict[str, Any]:
         "population": Population(truthful=1).model_dump(), "behaviour": BEHAVIOUR._asdict(), "library": LIBRARY,
         "ahead": LOOK_AHEAD, "profile": RECIPE, "recipe": recipe.model_dump(),
         "card": card.model_dump(), "parameters": _parameters(data_dir() / "designer"),
-        "shipped": SHIPPED, "shipped stage": record["shipped"], "held out": record["episodes"], "teacher rounds": record["teacher"]["rounds"]}
+        "shipped": SHIPPED, "shipped stage": record["shipped"],
+        "held out": record["episodes"], "teacher rounds": record["teacher"]["rounds"]}
 
 # %% ../../nbs/90_paper.ipynb #sources
 def _sources() -> str:
