@@ -1105,7 +1105,8 @@ def generalisation_bidders(value: dict) -> Figure:
         axes.set_xscale("log")
         axes.set_xticks(sizes, sizes)
         axes.minorticks_off()
-        axes.axvspan(4, 12, color="0.92", lw=0, zorder=0)
+        axes.axvspan(3, 16, color="0.92", lw=0, zorder=0)   # as `Population.varied` draws them
+        axes.set_xlim(left=3.6)
         axes.set(xlabel="bidders (grey: as in training)")
     left.set(ylabel="composite reward R of an episode")
     right.set(ylabel="trained less each other, paired")
