@@ -552,9 +552,10 @@ def _reached(
     def of(*names):
         return table[table["designer"].isin([name, *names])]
 
-    asked = resamples, questions
-    parts = {"R": summary(of(), *asked).loc[name],
-             "share of gap": share_of_gap(of("best fixed", "oracle"), "best fixed", "oracle", *asked).loc[name]}
+    asked, mean = (resamples, questions), table.groupby("designer")["reward"].mean()
+    parts = {"R": summary(of(), *asked).loc[name]}
+    if mean["oracle"] > mean["best fixed"]:   # else there is no gap, after a small search
+        parts["share of gap"] = share_of_gap(of("best fixed", "oracle"), "best fixed", "oracle", *asked).loc[name]
     for reference in ("informed-greedy", "best fixed"):
         parts[f"over {reference}"] = paired(of(reference), reference, *asked).loc[name]
     ends = [column for question in QUESTIONS for column in ENDS[question]]
