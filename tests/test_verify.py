@@ -67,18 +67,18 @@ def test_every_timing_has_a_bound_that_a_factor_of_a_hundred_breaks():
 
 
 def test_the_claims_follow_the_designer_that_ships(monkeypatch):
-    assert "small-2" not in (CHECKOUT / "data" / "claims.json").read_text()
-    monkeypatch.setattr(verify, "SHIPPED", "small-1")
+    assert SHIPPED not in (CHECKOUT / "data" / "claims.json").read_text()
+    stages, of = committed_record("training")["value"]["stages"], {"stage": "SFT", "suite": "open", "observation": "signals"}
+    row, = (row for row in stages if row["training"] == SHIPPED and of.items() <= row.items())
+    assert lookup({"stages": stages}, CLAIMS["sft-open"].path)[1] == row["R"]
+    monkeypatch.setattr(verify, "SHIPPED", "briefs-7")
     verify._claims_file.cache_clear()
     try:
         other = {claim.id: claim for claim in claims()}
     finally:
         verify._claims_file.cache_clear()
-    assert other["trained-first-open"].result == "training/small-1"
-    before = lookup(committed_record("training")["value"], other["sft-open"].path)[1]
-    row, = (row for row in committed_record("training")["value"]["stages"] if (row["training"], row["stage"], row["suite"],
-            row["observation"]) == ("small-1", "SFT", "open", "signals"))
-    assert before == row["R"]
+    assert other["trained-first-open"].result == "training/briefs-7"
+    assert other["sft-open"].path[1] == {"training": "briefs-7", **of}
 
 
 def test_the_spot_check_of_the_language_model_is_about_the_one_that_ships():

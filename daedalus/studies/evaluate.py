@@ -552,9 +552,10 @@ def _reached(
     def of(*names):
         return table[table["designer"].isin([name, *names])]
 
-    asked = resamples, questions
-    parts = {"R": summary(of(), *asked).loc[name],
-             "share of gap": share_of_gap(of("best fixed", "oracle"), "best fixed", "oracle", *asked).loc[name]}
+    asked, mean = (resamples, questions), table.groupby("designer")["reward"].mean()
+    parts = {"R": summary(of(), *asked).loc[name]}
+    if mean["oracle"] > mean["best fixed"]:   # else there is no gap, after a small search
+        parts["share of gap"] = share_of_gap(of("best fixed", "oracle"), "best fixed", "oracle", *asked).loc[name]
     for reference in ("informed-greedy", "best fixed"):
         parts[f"over {reference}"] = paired(of(reference), reference, *asked).loc[name]
     ends = [column for question in QUESTIONS for column in ENDS[question]]
@@ -633,7 +634,7 @@ def inference(
     """
     n_episodes, seed = whole_number(n_episodes, "n_episodes"), seed_number(seed)
     (own, people), output = _cases(suite)[0], check_output(output)
-    if own and brief: raise ValueError(f"brief must be left out with the suite {suite!r}, which has a brief for each population")
+    if own and brief: raise ValueError(f"brief must be left out with the suite {suite!r}, which has one for each population")
     wanted_by(brief, objective)   # not both
     free = {} if constrained else {"constrained": False}
     player = designer(model_spec(model, repo_id), **free, **({"complete": True} if complete else {}), **served)
@@ -643,7 +644,7 @@ def inference(
     result = {"reply": reply.text, "mechanism": reply.mechanism and dict(reply.mechanism)}
     if n_episodes == 1 and not baseline: print(observation.prompt(), reply.fault or reply.text, sep="\n")
     else: result |= _compare(model or "trained", player, n_episodes, baseline, seed, suite, objective, brief)
-    wanted = {"brief": brief.text()} if brief else {} if objective == PUBLISHED_OBJECTIVE else {"objective": objective.text()}
+    wanted = {"brief": brief.text()} if brief else {"objective": objective.text()} if objective != PUBLISHED_OBJECTIVE else {}
     asked, invalid, partial = (getattr(player, count, 0) for count in ("asked", "invalid", "partial"))
     record = {"designer": str(repo_id or model or "data/designer"), "constrained": constrained, "complete": complete,
               "suite": suite, "n_episodes": n_episodes, "seed": seed, **wanted, **result, "replies": asked,
