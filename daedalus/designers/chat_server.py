@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +106,9 @@ def chat_model(
     if spec == CARELESS:
         return Careless(DesignerChat(designer("contextual")))
     if spec in PRETRAINED:
-        return LocalModel(*load_model(spec))
+        import torch
+
+        return LocalModel(*load_model(spec, torch.bfloat16))
     player = designer(spec)
     return player.chat_model if isinstance(player, ChatDesigner) else DesignerChat(player)
 
@@ -122,18 +124,7 @@ def served_name(
     name = "trained" if spec == "trained" else folder.name if files else spec
     return f"{name}@{short_hash(*(file.read_bytes() for file in files))[:8]}" if files else name
 
-# %% ../../nbs/63_chat_server.ipynb #batches
-GATHER = 0.02  # seconds
-
-
-class _Waiting(NamedTuple):
-    """A chat that waits for an answer."""
-
-    chat: Chat
-    held: bool  # to the schema of a reply
-    answer: "Future[Said]"
-
-
+# %% ../../nbs/63_chat_server.ipynb #said
 class Said(NamedTuple):
     """An answer, and what it took, where that is counted in tokens."""
 
@@ -142,8 +133,31 @@ class Said(NamedTuple):
     completion_tokens: int | None = None
 
 
-class _Batches:
-    """A chat model, made when it is first asked, that answers together what waits together."""
+def _said(
+    model: ChatModel,
+    chats: Sequence[Chat],
+) -> list[Said]:
+    """What a model says to each chat; tokens are counted where it has any."""
+    texts = model.complete(chats)
+    if not isinstance(model, LocalModel):
+        return [Said(text) for text in texts]
+
+    def count(text):
+        return len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return [Said(text, count(chat_text(model.tokenizer, chat)), count(text) + 1) for chat, text in zip(chats, texts)]
+
+# %% ../../nbs/63_chat_server.ipynb #waiting
+class _Waiting(NamedTuple):
+    """A chat that waits for an answer."""
+
+    chat: Chat
+    held: bool  # to the schema of a reply
+    answer: Future[Said]
+
+
+class _Answering:
+    """A chat model, made when it is first asked, that answers some chats."""
 
     def __init__(
         self,
@@ -159,6 +173,22 @@ class _Batches:
             return dict.fromkeys((False, True), model)
         return {held: LocalModel(model.model, model.tokenizer, constrained=held) for held in (False, True)}
 
+    def answer(self, batch: Sequence[_Waiting], held: bool) -> None:
+        """Answer some chats, or all of them with what went wrong."""
+        try:
+            said = _said(self.models[held], [one.chat for one in batch])
+        except Exception as error:
+            for one in batch: one.answer.set_exception(error)
+            return
+        for one, answer in zip(batch, said, strict=True): one.answer.set_result(answer)
+
+# %% ../../nbs/63_chat_server.ipynb #batches
+GATHER = 0.02  # seconds
+
+
+class _Batches(_Answering):
+    """The same, asked chat by chat: those that wait together are answered together."""
+
     def ask(self, chat: Chat, held: bool) -> Said:
         """The answer to a chat."""
         mine = _Waiting(chat, held, Future())
@@ -172,34 +202,6 @@ class _Batches:
                 for kind in {one.held for one in batch}:
                     self.answer([one for one in batch if one.held == kind], kind)
         return mine.answer.result()
-
-# %% ../../nbs/63_chat_server.ipynb #answer
-def _said(
-    model: ChatModel,
-    chats: Sequence[Chat],
-) -> list[Said]:
-    """What a model says to each chat; tokens are counted where it has any."""
-    texts = model.complete(chats)
-    if not isinstance(model, LocalModel):
-        return [Said(text) for text in texts]
-
-    def count(text):
-        return len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    return [Said(text, count(chat_text(model.tokenizer, chat)), count(text) + 1) for chat, text in zip(chats, texts)]
-
-
-class _Answering(_Batches):
-    """The same, with an error for all where there is no answer."""
-
-    def answer(self, batch: Sequence[_Waiting], held: bool) -> None:
-        """Answer some chats."""
-        try:
-            said = _said(self.models[held], [one.chat for one in batch])
-        except Exception as error:
-            for one in batch: one.answer.set_exception(error)
-            return
-        for one, answer in zip(batch, said, strict=True): one.answer.set_result(answer)
 
 # %% ../../nbs/63_chat_server.ipynb #request
 class _Refused(ValueError):
@@ -292,7 +294,7 @@ class ChatServer(ThreadingHTTPServer):
         self,
         makers: Mapping[str, Callable[[], ChatModel]],  # by name, what makes a model when it is first asked
     ):
-        self.models = {name: _Answering(make) for name, make in makers.items()}
+        self.models = {name: _Batches(make) for name, make in makers.items()}
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
@@ -309,7 +311,7 @@ def serving(
     specs: Sequence[str],  # as `chat_model` takes them
 ) -> Iterator[ChatServer]:
     """A server of models and designers, each under its `served_name`, that ends with the block."""
-    server = ChatServer({served_name(spec): lambda spec=spec: chat_model(spec) for spec in specs})
+    server = ChatServer({served_name(spec): partial(chat_model, spec) for spec in specs})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server
