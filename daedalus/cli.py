@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import __version__
-from .paths import PACKAGE, check_folder, check_output, install_hint, write_text
+from .paths import PACKAGE, check_folder, check_output, data_dir, install_hint, write_text
 
 if TYPE_CHECKING:
     from daedalus.schema import Objective
@@ -254,7 +254,7 @@ def inference(
     run(n_episodes, baseline, repo_id, output, seed, suite, not free, complete, model, wanted,
         **{name: value for name, value in served.items() if value})
 
-# %% ../nbs/62_cli.ipynb #leaderboard
+# %% ../nbs/62_cli.ipynb #board-folders
 def _board_folders(
     models: Path | None,  # what --models was given
     replies: Path | None,  # what --replies was given
@@ -262,8 +262,6 @@ def _board_folders(
     output: Path,
 ) -> Path:  # of the replies
     """Refuse folders that a table cannot be made from or written to."""
-    from daedalus.paths import data_dir
-
     committed = data_dir() / "leaderboard"
     if replay and output.resolve() == committed.resolve():
         raise ValueError(f"--output {str(output)!r} holds the committed table, which no replay replaces: name another folder")
@@ -273,7 +271,7 @@ def _board_folders(
         raise ValueError(f"--replies {str(folder)!r} is no folder: name the one that the replies were kept in")
     return folder
 
-
+# %% ../nbs/62_cli.ipynb #leaderboard
 @app.command()
 @says_what_is_wrong
 def leaderboard(

@@ -535,3 +535,30 @@ def test_rules_behind_words_are_not_told_by_the_constraint(small, observations):
     asked = [observations[0].replace(brief=told), observations[0].replace(brief=told.replace(words="as you like"))]
     drawn = [[LanguageDesigner(*small, temperature=1.0, seed=seed)(one) for seed in range(20)] for one in asked]
     assert all(map(told.allows, drawn[0])) and not all(map(told.allows, drawn[1]))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_long_beginning_that_prompts_share_is_read_once(samples, generic, monkeypatch):
+    """The same replies and probabilities, and far fewer tokens read; a short one is read with each prompt, as ever."""
+    model, tokenizer = generic
+    begun = tokenizer("round_number: 1 / 10\n" * 60)["input_ids"][:language.SHARED + 20]
+    prompts = [[*begun, *tokenizer(f"round_number: {n} / 10{' units' * n}")["input_ids"]] for n in range(1, 5)]
+    read, forward = [], model.forward
+
+    def counted(*words, **options):
+        read.append(options["input_ids"].numel())
+        return forward(*words, **options)
+
+    monkeypatch.setattr(model, "forward", counted)
+    replies, sizes = [], []
+    for shared in (language.SHARED, 10**6):
+        monkeypatch.setattr(language, "SHARED", shared)
+        read.clear()
+        replies.append(sample_replies(model, tokenizer, prompts, samples, 0.0 if samples == 1 else 1.0, 12, generator(3)))
+        sizes.append(sum(read))
+    assert replies[0].texts == replies[1].texts and torch.allclose(replies[0].logprobs, replies[1].logprobs, atol=1e-4)
+    assert sizes[1] - sizes[0] > 2 * len(begun)
+    monkeypatch.undo()
+    assert [len(row) for row in language._rows(tokenizer, [begun, begun])[1]] == [1, 1]   # something is left to answer
+    assert language._rows(tokenizer, [begun]) == ([], [begun])
+    assert language._rows(tokenizer, [begun[:language.SHARED], begun[:language.SHARED]])[0] == []

@@ -46,7 +46,8 @@ def read_prompt(
     """The observation that a message shows; ValueError for one that shows none."""
     lines = dict(_LINE.findall(text))
     if not {"round_number", "recent_outcomes"} <= lines.keys():
-        raise ValueError("the last message shows no observation: it has no line 'round_number: ...' or no 'recent_outcomes: ...'")
+        raise ValueError("the last message shows no observation: it lacks the line 'round_number: ...' or "
+                         "'recent_outcomes: ...'")
     at, _, length = lines["round_number"].partition(" / ")
     wanted = {"brief": Brief.from_text, "words": lambda words: Brief(words=json.loads(words))}
     briefs = [read(lines[name]) for name, read in wanted.items() if name in lines]
@@ -215,7 +216,8 @@ def _read_request(
     """The model, the chat, and whether the reply is held to the schema."""
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or not body["messages"]:
         raise _Refused(400, "messages must be a list of at least one message")
-    if not all(isinstance(one, dict) and isinstance(one.get("content"), str) and one.get("role") for one in body["messages"]):
+    if not all(isinstance(one, dict) and isinstance(one.get("content"), str) and one.get("role")
+               for one in body["messages"]):
         raise _Refused(400, "messages must have a role and a content that is a text")
     if body.get("model") not in models:
         raise _Refused(404, f"model must be one of {', '.join(models)}, not {body.get('model')!r}")
@@ -225,48 +227,6 @@ def _read_request(
     if form["type"] == "json_schema" and form["json_schema"]["schema"] != reply_schema():
         raise _Refused(400, "response_format must hold the schema of a mechanism, or none")
     return body["model"], body["messages"], form["type"] == "json_schema"
-
-# %% ../../nbs/63_chat_server.ipynb #handler
-LONGEST_BODY = 2**22  # bytes of a request
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """Answers a request for a chat completion, or for the list of models."""
-
-    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
-    server: "ChatServer"
-
-    def do_GET(self) -> None:
-        """List the models."""
-        listed = [{"id": name, "object": "model"} for name in self.server.models]
-        self.answer(*((200, {"object": "list", "data": listed}) if self.path == "/v1/models" else (404, _fault("no such path"))))
-
-    def do_POST(self) -> None:
-        """Answer a chat."""
-        try:
-            if self.path != "/v1/chat/completions":
-                raise _Refused(404, "no such path: it is /v1/chat/completions")
-            if not 0 < (size := int(self.headers.get("Content-Length") or 0)) <= LONGEST_BODY:
-                self.close_connection = True
-                raise _Refused(413, f"a request must have from 1 to {LONGEST_BODY} bytes, not {size}")
-            name, chat, held = _read_request(json.loads(self.rfile.read(size)), self.server.models)
-            self.answer(200, _completion(name, self.server.models[name].ask(chat, held)))
-        except _Refused as refused:
-            self.answer(refused.args[0], _fault(refused.args[1]))
-        except (KeyError, TypeError, ValueError, ModuleNotFoundError) as error:
-            self.answer(400, _fault(str(error)))
-
-    def answer(self, status: int, body: dict) -> None:
-        """Send a JSON object."""
-        text = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *line: Any) -> None:
-        """Nothing is logged."""
 
 # %% ../../nbs/63_chat_server.ipynb #completion
 def _fault(what: str) -> dict:
@@ -283,6 +243,54 @@ def _completion(
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said.text}}
     return {"object": "chat.completion", "model": name, "choices": [choice],
             **({"usage": used} if said.prompt_tokens is not None else {})}
+
+# %% ../../nbs/63_chat_server.ipynb #handler
+class _Speaking(BaseHTTPRequestHandler):
+    """Sends JSON, and lists the models."""
+
+    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+    server: "ChatServer"
+
+    def do_GET(self) -> None:
+        """List the models."""
+        if self.path == "/v1/models":
+            self.answer(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.server.models]})
+        else:
+            self.answer(404, _fault("no such path: it is /v1/models"))
+
+    def answer(self, status: int, body: dict) -> None:
+        """Send a JSON object."""
+        text = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *line: Any) -> None:
+        """Nothing is logged."""
+
+# %% ../../nbs/63_chat_server.ipynb #post
+LONGEST_BODY = 2**22  # bytes of a request
+
+
+class _Handler(_Speaking):
+    """Answers a request for a chat completion, too."""
+
+    def do_POST(self) -> None:
+        """Answer a chat."""
+        try:
+            if self.path != "/v1/chat/completions":
+                raise _Refused(404, "no such path: it is /v1/chat/completions")
+            if not 0 < (size := int(self.headers.get("Content-Length") or 0)) <= LONGEST_BODY:
+                self.close_connection = True
+                raise _Refused(413, f"a request must have from 1 to {LONGEST_BODY} bytes, not {size}")
+            name, chat, held = _read_request(json.loads(self.rfile.read(size)), self.server.models)
+            self.answer(200, _completion(name, self.server.models[name].ask(chat, held)))
+        except _Refused as refused:
+            self.answer(refused.args[0], _fault(refused.args[1]))
+        except (KeyError, TypeError, ValueError, ModuleNotFoundError) as error:
+            self.answer(400, _fault(str(error)))
 
 # %% ../../nbs/63_chat_server.ipynb #server
 class ChatServer(ThreadingHTTPServer):

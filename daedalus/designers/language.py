@@ -34,7 +34,7 @@ from daedalus.schema import (
 if TYPE_CHECKING:
     import torch
     from llguidance import LLMatcher
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 # %% ../../nbs/25_language.ipynb #messages
 Chat = list[dict[str, str]]  # messages with `role` and `content`, the last one the user's
@@ -284,6 +284,22 @@ def _encode(
         mask[at, -len(row):] = 1
     return tokens, mask
 
+# %% ../../nbs/25_language.ipynb #begun
+def _begun(
+    model: "PreTrainedModel",
+    beginning: list[int],  # tokens, perhaps none
+    rows: int,
+) -> "DynamicCache":
+    """What a model remembers of a beginning that all rows have, read once."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    if beginning:
+        model(input_ids=torch.tensor([beginning]).to(model.device), past_key_values=cache, logits_to_keep=1)
+        cache.batch_repeat_interleave(rows)
+    return cache
+
 # %% ../../nbs/25_language.ipynb #reader
 class _Reader:
     """What a model has read in each row, and its scores for the next token."""
@@ -299,15 +315,10 @@ class _Reader:
         samples: int,  # rows for each prompt
     ):
         import torch
-        from torch.nn.functional import pad
-        from transformers import DynamicCache
 
-        self.model, self.cache = model, DynamicCache(config=model.config)
-        if beginning:
-            model(input_ids=torch.tensor([beginning]).to(model.device), past_key_values=self.cache, logits_to_keep=1)
-            self.cache.batch_repeat_interleave(len(tokens))
-            mask = pad(mask, (len(beginning), 0), value=1)
-        self.mask, self.next = mask.to(model.device), mask.sum(1, keepdim=True).to(model.device)
+        self.model, self.cache, read = model, _begun(model, beginning, len(tokens)), mask.new_ones(len(mask), len(beginning))
+        self.mask = torch.cat([read, mask], 1).to(model.device)
+        self.next = self.mask.sum(1, keepdim=True)
         self._advance(tokens.to(model.device), (self.mask.cumsum(1) - 1).clamp(min=0)[:, len(beginning):])
         self.cache.batch_repeat_interleave(samples)
         self.mask, self.next, self.logits = (

@@ -1385,15 +1385,18 @@ def grpo_parts(value: dict) -> Figure:
 def leaderboard(value: dict) -> Figure:
     """By suite, what each model reached with its interval, best fixed and oracle as lines; and valid and obedient shares."""
     rows, suites = value["rows"][::-1], list(value["reached"])
-    figure, panels = plt.subplots(1, len(suites) + 1, figsize=(7.6, 1.2 + 0.26 * len(rows)), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(1, len(suites) + 1, figsize=(7.6, 1.2 + 0.26 * len(rows)), sharey=True,
+                                  layout="constrained")
     for axes, name in zip(panels, suites):
         reached = pd.DataFrame([row["suites"][name] for row in rows])
         reach = _reach(reached[["R", "R low", "R high"]].astype(float))
         axes.errorbar(reached["R"], range(len(rows)), xerr=reach, fmt="o", ms=4, lw=1, capsize=2, color=BLUE)
-        for line, who in ((":", "best fixed"), ("-", "oracle")): axes.axvline(value["reached"][name][who], color="0.3", lw=0.9, ls=line)
+        for line, who in ((":", "best fixed"), ("-", "oracle")):
+            axes.axvline(value["reached"][name][who], color="0.3", lw=0.9, ls=line)
         axes.set(title=name, xlabel="R", xlim=(0, None))
     for at, (what, label, colour, mark) in enumerate((("valid", "valid", GREEN, "s"), ("obedience", "obeys", ORANGE, "D"))):
-        panels[-1].plot([row[what] for row in rows], np.arange(len(rows)) + 0.24 * at - 0.12, mark, color=colour, ms=4, label=label)
+        panels[-1].plot([row[what] for row in rows], np.arange(len(rows)) + 0.24 * at - 0.12, mark, color=colour, ms=4,
+                        label=label)
     panels[-1].set(title="replies", xlabel="share", xlim=(-0.05, 1.05))
     panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
     figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=7)
