@@ -186,6 +186,8 @@ def test_populations_are_spread_and_briefs_are_of_every_kind():
     assert Part(suite="open", populations=4).places() == [2, 7, 12, 17]
     there = len(dd.suite("briefs"))
     assert {10 * at // there for at in Part(suite="briefs", populations=10).places()} == set(range(10))
+    with pytest.raises(ValueError, match="parts must be of different suites, not of open, open"):
+        SMALL.replace(parts=SMALL.parts[:1] * 2)
     with pytest.raises(ValueError, match="^populations must be at most 5 in suite 'stages', not 6$"):
         Part(suite="stages", populations=6).cases()
 
@@ -245,6 +247,8 @@ def test_repeats_by_hand():
     ("protocol: standard 1\nmodels: [{name: x}]", "model is missing"),
     ("protocol: standard 1\nmodels: [{name: x, model: greedy, prompt: best}]", "prompt must be one of full, few-shot, trained, not 'best'"),
     ("protocol: standard 1\nmodels: [{name: x, model: greedy, suite: open}]", "'suite' is not a field; the fields are name, model, base_url, prompt"),
+    ("protocol: standard 1\nmodels: [{name: x, model: greedy, parameters: {messages: []}}]",
+     "parameters must be without messages, model, n, response_format, stream, not 'messages'"),
     ("protocol: standard 1\nmodels: [{name: x, model: greedy, concurrency: 0}]", "concurrency must be a whole number of at least 1, not 0"),
     ("protocol: standard 1\nmodels: [{name: x, model: greedy, timeout: 1e9}]", "timeout must be a number from 0 to 3600"),
     ("protocol: standard 1\nmodels: [{name: x/y, model: greedy}]", "name"),
@@ -364,8 +368,9 @@ def test_a_parameter_that_a_server_does_not_take_is_left_out_and_the_row_says_so
         value = leaderboard(one(base_url=server.url, parameters={"temperature": None, "max_tokens": 99}), tmp_path, protocol=SMALL)
         row, = value["rows"]
         assert all("temperature" not in asked and asked["max_tokens"] == 99 for asked in server.asked)
-    assert row["differs from the protocol"] == {"temperature": None} and row["parameters"] == {"max_tokens": 99}
-    assert flat_table(value)["differs from the protocol"].tolist() == ['{"temperature": null}'] and "temperature" in latex_table(value)
+    own = {"temperature": None, "max_tokens": 99}
+    assert row["own parameters"] == own and row["parameters"] == {"max_tokens": 99}
+    assert flat_table(value)["own parameters"].tolist() == [json.dumps(own)] and "temperature" in latex_table(value)
 
 
 def test_tokens_and_their_price_are_told_where_they_are_counted(tmp_path):

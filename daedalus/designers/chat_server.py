@@ -289,8 +289,9 @@ class _Handler(_Speaking):
             self.answer(200, _completion(name, self.server.models[name].ask(chat, held)))
         except _Refused as refused:
             self.answer(refused.args[0], _fault(refused.args[1]))
-        except (KeyError, TypeError, ValueError, ModuleNotFoundError) as error:
-            self.answer(400, _fault(str(error)))
+        except Exception as error:
+            what = (KeyError, TypeError, ValueError, ModuleNotFoundError)   # what was asked for cannot be had
+            self.answer(400 if isinstance(error, what) else 500, _fault(str(error)))
 
 # %% ../../nbs/63_chat_server.ipynb #server
 class ChatServer(ThreadingHTTPServer):

@@ -1383,23 +1383,27 @@ def grpo_parts(value: dict) -> Figure:
 # %% ../../nbs/48_figures.ipynb #leaderboard
 @drawn_from("leaderboard")
 def leaderboard(value: dict) -> Figure:
-    """By suite, what each model reached with its interval, best fixed and oracle as lines; and valid and obedient shares."""
+    """By suite, what each model reached with its interval, best fixed and oracle as lines; valid and obedient shares."""
     rows, suites = value["rows"][::-1], list(value["reached"])
+    reached = {name: pd.DataFrame([row["suites"][name] for row in rows]) for name in suites}
+    top = max(x for name, table in reached.items()
+              for x in (table["R high"].fillna(table["R"]).max(), *value["reached"][name].values()))
     figure, panels = plt.subplots(1, len(suites) + 1, figsize=(7.6, 1.2 + 0.26 * len(rows)), sharey=True,
                                   layout="constrained")
-    for axes, name in zip(panels, suites):
-        reached = pd.DataFrame([row["suites"][name] for row in rows])
-        reach = _reach(reached[["R", "R low", "R high"]].astype(float))
-        axes.errorbar(reached["R"], range(len(rows)), xerr=reach, fmt="o", ms=4, lw=1, capsize=2, color=BLUE)
+    for axes, (name, table) in zip(panels, reached.items()):
+        reach = _reach(table[["R", "R low", "R high"]].astype(float))
+        axes.errorbar(table["R"], range(len(rows)), xerr=reach, fmt="o", ms=4, lw=1, capsize=2, color=BLUE)
         for line, who in ((":", "best fixed"), ("-", "oracle")):
-            axes.axvline(value["reached"][name][who], color="0.3", lw=0.9, ls=line)
-        axes.set(title=name, xlabel="R", xlim=(0, None))
+            axes.axvline(value["reached"][name][who], color="0.3", lw=0.9, ls=line, label=who)
+        axes.set(title=name, xlabel="R", xlim=(0, 1.05 * top))
     for at, (what, label, colour, mark) in enumerate((("valid", "valid", GREEN, "s"), ("obedience", "obeys", ORANGE, "D"))):
         panels[-1].plot([row[what] for row in rows], np.arange(len(rows)) + 0.24 * at - 0.12, mark, color=colour, ms=4,
                         label=label)
     panels[-1].set(title="replies", xlabel="share", xlim=(-0.05, 1.05))
     panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
-    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False, fontsize=7)
+    named = [axes.get_legend_handles_labels() for axes in (panels[0], panels[-1])]
+    figure.legend(*(first + last for first, last in zip(*named)), loc="outside lower center", ncols=4, frameon=False,
+                  fontsize=7)
     return figure
 
 # %% ../../nbs/48_figures.ipynb #speed
