@@ -432,7 +432,6 @@ NO_NETWORK = """
 import socket, sys
 def refuse(*words): raise AssertionError("a socket was opened")
 socket.socket.connect = socket.socket.bind = refuse
-for name in ("openai", "torch", "transformers"): sys.modules[name] = None
 sys.argv = ["daedalus", "leaderboard", "--replay", "--output", sys.argv[1]]
 from daedalus.cli import main
 main()
