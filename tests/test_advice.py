@@ -97,6 +97,12 @@ def test_too_small_a_study_is_refused_before_it_is_begun(sizes, says):
         recommend(market(), {}, **sizes)
 
 
+@pytest.mark.parametrize("name", ["today", "first price, no ceiling", "search 1", studied.SEARCH])
+def test_a_designer_has_a_name_of_its_own(name):
+    with pytest.raises(ValueError, match=f"designers must have names that no other rules have, not '{name}'"):
+        recommend(market(), {name: FixedDesigner(Mechanism())}, 16, 20)
+
+
 # The stated uncertainty
 
 
