@@ -246,12 +246,11 @@ def rules_text(
     """All levers of a mechanism in words, amounts in money."""
     money = rules_in_money(enquiry.trade, rules, enquiry.bidders)
     limit = next(iter(money))
-    who = "suppliers" if enquiry.trade.procurement else "bidders"
     shown = {f"{limit} told before bidding": rules.reveal_reserve, "all bids shown afterwards": rules.reveal_competing_bids,
              "winner named afterwards": rules.reveal_winner_identity, "price shown afterwards": rules.reveal_clearing_price,
              "bids without names shown afterwards": rules.reveal_bid_distribution}
-    policies = {"allow": f"nothing is done about rings of {who}", "restrict": f"rings of {who} are kept apart",
-                "penalize_suspected": "who looks like a ring is fined", "penalize_confirmed": "a proven ring is fined"}
+    policies = {"allow": "allowed", "restrict": "kept apart", "penalize_suspected": "fined on suspicion",
+                "penalize_confirmed": "fined when proven"}
     format_name = {"vcg": "VCG"}.get(rules.auction_type, rules.auction_type.replace("_", " "))
     return {"format": format_name, **money, "rings": policies[rules.coalition_policy],
             **{what: "yes" if on else "no" for what, on in shown.items()}}
@@ -792,7 +791,7 @@ def plot_threats(
     axes.legend()
 
 # %% ../../nbs/95_advice.ipynb #pictures
-FIGURES = {"gains": (plot_gains, 2.8), "components": (plot_components, 2.3), "suspicion": (plot_suspicion, 2.3),
+FIGURES = {"gains": (plot_gains, 2.3), "components": (plot_components, 2.3), "suspicion": (plot_suspicion, 2.3),
            "threats": (plot_threats, 2.0)}  # by name: what draws it, and its height in inches
 
 
