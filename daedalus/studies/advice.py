@@ -649,7 +649,7 @@ def enquiry_text(
     trade, s = enquiry.trade, enquiry.suspect
     who, what = ("suppliers", "cost") if trade.procurement else ("bidders", "value")
     deal = f"{'buys' if trade.procurement else 'sells'} {enquiry.units} unit{'s' * (enquiry.units > 1)} a lot"
-    size = f"{enquiry.ring}" if enquiry.ring else f"2 to {max(2, enquiry.bidders // 2)}"
+    size = str(enquiry.ring or 2) if enquiry.ring or enquiry.bidders < 6 else f"2 to {enquiry.bidders // 2}"
     ring = f"A ring of {size} of the {who} is there with a probability of {100 * s:g} %." if s else "No ring is suspected."
     return [f"The owner {deal}; {enquiry.bidders} {who} may come, to each of whom a unit has a {what} from "
             f"{trade.text(trade.low)} to {trade.text(trade.high)}.", ring,
