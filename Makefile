@@ -11,7 +11,7 @@ PLAYS := $(if $(wildcard $(READY)),$(READY),.venv/.plays)
 TREE := $(BIN)/python -c 'from daedalus.pipeline.reproduce import tree_hash; print(tree_hash())'
 SHIPPED := $(BIN)/python -c 'from daedalus.training.train import SHIPPED; print(SHIPPED)'
 
-.PHONY: help quick reproduce figures verify test train pretrained rivals teacher search ablations grpo serve export bench clean
+.PHONY: help quick reproduce figures verify test train pretrained rivals teacher search ablations grpo leaderboard serve export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -64,6 +64,11 @@ ablations: $(READY) ## train the variants of a small recipe, three seeds each, i
 
 grpo: $(READY) ## train the rows of the study of GRPO at equal cost, in hours; resumes when interrupted
 	$(BIN)/daedalus ablate --plan data/grpo.json --record data/grpo/records.json
+
+leaderboard: $(READY) ## make the committed table of models again: asks the trained designer, and whoever else has no replies yet
+	rm -f data/leaderboard/replies/trained.jsonl
+	$(BIN)/daedalus leaderboard --output data/leaderboard
+	$(BIN)/daedalus reproduce --profile paper --keep-outputs --only 94_leaderboard --force
 
 serve: $(READY) ## the market, the designer and the arena at http://127.0.0.1:7860; Ctrl-C ends it
 	$(BIN)/daedalus serve

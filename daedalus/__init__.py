@@ -21,6 +21,8 @@ from .market.auction import register_format
 from .market.bidders import BEHAVIOUR, HELD_OUT_RULES, LEARNING_RULES, Behaviour, Population, PopulationError
 from .designers.base import DESIGNERS, FixedDesigner, RandomDesigner, check_designer, play
 from .env import DaedalusEnv, suite
+from .market.money import Trade
+from .studies.advice import Advice, Enquiry, recommend
 from .studies.calibration import ensemble
 from .studies.evaluate import evaluate, paired, summary, yardsticks
 from .market.engine import MarketState, Outcomes, simulate
@@ -41,11 +43,12 @@ from .designers.search import best_fixed, oracle
 from .designers.specs import designer
 
 __all__ = [
-    "BEHAVIOUR", "BEST_FIXED", "Behaviour", "Brief", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv",
-    "EndpointDesigner", "FixedDesigner", "HELD_OUT_RULES", "INFORMED_GREEDY", "LEARNING_RULES", "LanguageDesigner", "MarketState",
+    "Advice", "BEHAVIOUR", "BEST_FIXED", "Behaviour", "Brief", "DEFAULT_MECHANISM", "DESIGNERS", "DaedalusEnv",
+    "EndpointDesigner", "Enquiry", "FixedDesigner", "HELD_OUT_RULES", "INFORMED_GREEDY", "LEARNING_RULES", "LanguageDesigner", "MarketState",
     "Mechanism", "MechanismError", "Objective", "Observation", "Outcome", "Outcomes", "Population",
-    "PopulationError", "RandomDesigner", "best_fixed", "check_bidder", "check_designer", "designer", "ensemble",
-    "evaluate", "find_model", "oracle", "paired", "play", "register_bidder", "register_format", "simulate", "suite", "summary", "yardsticks",
+    "PopulationError", "RandomDesigner", "Trade", "best_fixed", "check_bidder", "check_designer", "designer", "ensemble",
+    "evaluate", "find_model", "oracle", "paired", "play", "recommend", "register_bidder", "register_format", "simulate", "suite",
+    "summary", "yardsticks",
 ]
 
 

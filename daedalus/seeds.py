@@ -68,7 +68,7 @@ BLOCKS = {
     "findings": Range(972_001, 1, "73_findings"),
     "planner": Range(980_001, 1000, "27_rivals"),
     "imitation": Range(2_100_001, 100_000, "38_plain"),
-    "examples": Range(990_001, 1, "58_endpoint"),
+    "examples": Range(990_001, 1, "58_endpoint"), "advice": Range(2_300_001, 1000, "95_advice"),
 }
 
 # %% ../nbs/05_seeds.ipynb #block-of
@@ -129,7 +129,7 @@ GENERATORS = {
     "levers, lessons": (45, "29_levers"), "levers, judged": (46, "29_levers"), "levers, candidates": (42, "29_levers"),
     "flaws": (34, "84_flaws"), "theory": (70, "70_theory"), "suites": (40, "87_suites"), "trees": (41, "87_suites"),
     "planner": (43, "27_rivals"), "imitation": (47, "38_plain"), "words": (52, "39_words"),
-    "examples": (53, "58_endpoint"),
+    "examples": (53, "58_endpoint"), "advice": (61, "95_advice"),
     "calibration": (48, "49_calibration"), "mechanisms in states": (51, "93_grpo"), "seeds drawn again": (1, "40_stats"),
 }
 

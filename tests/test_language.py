@@ -18,6 +18,7 @@ from daedalus.designers import language
 from daedalus.market.bidders import Population
 from daedalus.env import draw_training_population, observe, open_episodes, play_step
 from daedalus.designers.language import (
+    LONGEST_REPLY,
     REPLY_PATTERN,
     ChatDesigner,
     ChatModel,
@@ -60,15 +61,14 @@ def small():
     return small_model(TOKENIZER, layers=1, width=32, heads=2), TOKENIZER
 
 
-@pytest.fixture(scope="module")
-def generic():
+def byte_level(tokens):
     """A model with an ordinary byte-level tokenizer, no padding token, and more outputs than tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
         [Mechanism.random(draw).to_text() for draw in range(50)], trainers.BpeTrainer(
-            vocab_size=350, special_tokens=["<|im_start|>", "<|im_end|>"], show_progress=False,
+            vocab_size=tokens, special_tokens=["<|im_start|>", "<|im_end|>"], show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", chat_template=CHATML)
     with torch.random.fork_rng():
@@ -77,6 +77,17 @@ def generic():
             vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
             max_position_embeddings=2048, eos_token_id=wrapped.eos_token_id, bos_token_id=None))
     return model, wrapped
+
+
+@pytest.fixture(scope="module")
+def generic():
+    return byte_level(350)
+
+
+@pytest.fixture(scope="module")
+def speller():
+    """The same with a token for each byte and no others: a text can be cut in one way only."""
+    return byte_level(258)
 
 
 @pytest.fixture(params=["small", "generic"])
@@ -333,6 +344,33 @@ def test_untrained_models_reply_with_mechanisms_under_the_constraint(any_model, 
     assert sum(Reply.read(text).mechanism is not None for texts in free.texts for text in texts) < 4
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("brief", [None, Brief(fixed={"auction_type": "vcg", "reserve_price": 0.25})])
+def test_what_can_only_follow_is_read_at_once_and_changes_nothing(speller, observations, monkeypatch, temperature, brief):
+    model, tokenizer = speller
+    prompts, pattern, read = prompts_of(tokenizer, observations[:4]), reply_pattern(brief), []
+    monkeypatch.setattr(language._Reader, "read", lambda self, *run, of=language._Reader.read: read.append(1) or of(self, *run))
+    found = []
+    for matcher in (language._matcher(language._tokens_of(tokenizer), False, pattern), language._reply_matchers(tokenizer)(pattern)):
+        read.clear()
+        found.append((sample_replies(model, tokenizer, prompts, 3, temperature, generator=generator(), constraint=matcher),
+                      len(read)))
+    (plain, one_by_one), (forced, in_runs) = found
+    assert plain.texts == forced.texts and torch.equal(plain.tokens, forced.tokens)
+    assert torch.allclose(plain.logprobs, forced.logprobs, rtol=1e-4)
+    assert all(Mechanism.from_text(text).auction_type == "vcg" for texts in forced.texts for text in texts) or brief is None
+    assert one_by_one > 200 and in_runs < one_by_one / 5
+
+
+def test_texts_are_forced_only_where_the_tokenizer_cuts_them_so(small, generic, speller):
+    for (_, tokenizer), forces in ((small, False), (speller, True)):
+        matcher = mechanism_matcher(tokenizer)
+        assert (matcher.compute_ff_tokens() == tokenizer('{"auction_type":"')["input_ids"]) is forces
+        assert bool(matcher.compute_ff_tokens()) is forces
+    own = [generic[1](text)["input_ids"] for text in (DEFAULT_MECHANISM.to_text(), LONGEST_REPLY)]
+    assert all(row[:len(run)] == run for row in own for run in [mechanism_matcher(generic[1]).compute_ff_tokens()])
+
+
 def test_the_constraint_leaves_the_model_its_own_tokens():
     matcher, upper = mechanism_matcher(TOKENIZER), Mechanism(**{
         name: lever.settings[-1] for name, lever in LEVERS.items()})
@@ -535,3 +573,30 @@ def test_rules_behind_words_are_not_told_by_the_constraint(small, observations):
     asked = [observations[0].replace(brief=told), observations[0].replace(brief=told.replace(words="as you like"))]
     drawn = [[LanguageDesigner(*small, temperature=1.0, seed=seed)(one) for seed in range(20)] for one in asked]
     assert all(map(told.allows, drawn[0])) and not all(map(told.allows, drawn[1]))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_long_beginning_that_prompts_share_is_read_once(samples, generic, monkeypatch):
+    """The same replies and probabilities, and far fewer tokens read; a short one is read with each prompt, as ever."""
+    model, tokenizer = generic
+    begun = tokenizer("round_number: 1 / 10\n" * 60)["input_ids"][:language.SHARED + 20]
+    prompts = [[*begun, *tokenizer(f"round_number: {n} / 10{' units' * n}")["input_ids"]] for n in range(1, 5)]
+    read, forward = [], model.forward
+
+    def counted(*words, **options):
+        read.append(options["input_ids"].numel())
+        return forward(*words, **options)
+
+    monkeypatch.setattr(model, "forward", counted)
+    replies, sizes = [], []
+    for shared in (language.SHARED, 10**6):
+        monkeypatch.setattr(language, "SHARED", shared)
+        read.clear()
+        replies.append(sample_replies(model, tokenizer, prompts, samples, 0.0 if samples == 1 else 1.0, 12, generator(3)))
+        sizes.append(sum(read))
+    assert replies[0].texts == replies[1].texts and torch.allclose(replies[0].logprobs, replies[1].logprobs, atol=1e-4)
+    assert sizes[1] - sizes[0] > 2 * len(begun)
+    monkeypatch.undo()
+    assert [len(row) for row in language._rows(tokenizer, [begun, begun])[1]] == [1, 1]   # something is left to answer
+    assert language._rows(tokenizer, [begun]) == ([], [begun])
+    assert language._rows(tokenizer, [begun[:language.SHARED], begun[:language.SHARED]])[0] == []

@@ -16,7 +16,10 @@ ROOMS = ("ground", "market", "env", "designers", "training", "studies", "serving
 GROUND = ("_runtime", "paths", "results", "schema", "tables", "jobs", "seeds")
 NUMBERS = {"ground": 0, "market": 1, "env": 1, "designers": 2, "training": 3, "studies": 4, "serving": 5, "pipeline": 6, "cli": 6}
 ELSEWHERE = {"90_paper": "it closes the row",
-             "58_endpoint": "the decade of its room is full, and that of servers is where a reader looks for one"}
+             "58_endpoint": "the decade of its room is full, and that of servers is where a reader looks for one",
+             "59_leaderboard": "the decade of its room is full, and it stands behind the client that it asks by",
+             "63_chat_server": "the decade of its room is full, and so is that of servers; the command line needs it",
+             "95_advice": "the decade of its room is full"}
 FIRST_EDITION = """BEHAVIOUR BEST_FIXED Behaviour Brief DEFAULT_MECHANISM DESIGNERS DaedalusEnv FixedDesigner INFORMED_GREEDY
 LanguageDesigner MarketState Mechanism MechanismError Objective Observation Outcome Outcomes Population PopulationError
 RandomDesigner best_fixed check_designer designer evaluate oracle paired play simulate suite summary yardsticks""".split()

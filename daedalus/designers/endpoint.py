@@ -6,8 +6,8 @@
 __all__ = ['SIGNAL_MEANINGS', 'PROMPTS', 'FORMS', 'OPENAI', 'LONGEST_WAIT', 'LOGGERS', 'ASKING', 'lever_lines', 'full_text',
            'Past', 'past_of', 'Prompt', 'example_pairs', 'prompt_of', 'reply_schema', 'reply_format', 'Server',
            'server_of', 'KeptReply', 'reply_key', 'Replies', 'EndpointError', 'Fault', 'retry_after', 'read_fault',
-           'Completion', 'read_completion', 'behind_echo', 'Endpoint', 'Price', 'Prices', 'read_prices', 'usage_of',
-           'record_of', 'EndpointDesigner']
+           'Completion', 'read_completion', 'behind_echo', 'Endpoint', 'Price', 'Prices', 'read_yaml', 'read_prices',
+           'usage_of', 'record_of', 'EndpointDesigner']
 
 # %% ../../nbs/58_endpoint.ipynb #imports
 import fcntl
@@ -419,6 +419,7 @@ class _Connection:
     retries: int = 6  # of a request, at most
     timeout: float = 120.0  # seconds for a request
     pause: float = 0.5  # seconds before the first retry, and twice as many before each further one
+    address: str | None = None  # where the server is reached now; None: at its URL, by which its replies are kept
 
     @cached_property
     def client(self) -> Any:
@@ -432,8 +433,8 @@ class _Connection:
             raise ValueError(f"{self.server.url} wants a key: set {self.server.variable}")
         for name in LOGGERS:
             logging.getLogger(name).addFilter(self.server.clean_record)
-        return OpenAI(base_url=self.server.url, api_key=self.server.key() or "none", max_retries=0, timeout=self.timeout,
-                      http_client=DefaultHttpxClient(follow_redirects=False))
+        return OpenAI(base_url=self.address or self.server.url, api_key=self.server.key() or "none", max_retries=0,
+                      timeout=self.timeout, http_client=DefaultHttpxClient(follow_redirects=False))
 
     def __getstate__(self) -> dict:
         """What a copy or another process gets: all but the client, which holds the key."""
@@ -591,13 +592,22 @@ class Prices(Record):
         return (prompt_tokens * price.prompt + completion_tokens * price.completion) / 1e6
 
 # %% ../../nbs/58_endpoint.ipynb #read-prices
-def _yaml() -> Any:
-    """What reads YAML."""
+def read_yaml(
+    path: str | Path,
+    what: str,  # it is, for the error
+    numbers: bool = True,  # False: every value is a text
+) -> Any:  # texts, numbers, lists and dicts
+    """What a YAML file holds; ValueError for no file, and for one that holds something else."""
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{what} {str(path)!r} is no file")
     try:
-        import yaml
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"a YAML file needs pyyaml: {install_hint('pyyaml', 'endpoint')}", name="pyyaml") from None
-    return yaml
+        return yaml.load(path.read_text(encoding="utf-8"), yaml.SafeLoader if numbers else yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{what} {str(path)!r} is not YAML: {reason}") from None
 
 
 def read_prices(
@@ -611,8 +621,7 @@ def read_prices(
         if path.suffix == ".json":
             fields = json.loads(path.read_text(encoding="utf-8"))
         else:
-            yaml = _yaml()
-            fields = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+            fields = read_yaml(path, "file", numbers=False)
             fields["models"] = {name: {kind: float(price) for kind, price in own.items()}
                                 for name, own in fields["models"].items()}
         return Prices(**fields)
@@ -677,7 +686,7 @@ def record_of(
             "partial": designer.partial, "refused": designer.refused, "usage": usage, "cost": cost}
 
 # %% ../../nbs/58_endpoint.ipynb #designer
-ASKING = ("concurrency", "retries", "timeout", "pause", "parameters", "sample", "form")  # options of an Endpoint
+ASKING = ("concurrency", "retries", "timeout", "pause", "parameters", "sample", "form", "address")  # options of an Endpoint
 
 
 class EndpointDesigner(_Remembering):

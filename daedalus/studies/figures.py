@@ -16,7 +16,8 @@ __all__ = ['FIGURES', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'DOT', 'SQUARE', 'LINES'
            'red_team_transfer', 'red_team_found', 'red_team_tails', 'red_team_training', 'ablations',
            'generalisation_bidders', 'generalisation_markets', 'generalisation_change', 'calibration_claims',
            'suites_briefs', 'suites_levers', 'suites_trees', 'teacher', 'compared_gaps', 'compared_levers',
-           'compared_steps', 'grpo_gains', 'grpo_curves', 'grpo_parts', 'speed', 'training_speed', 'serving']
+           'compared_steps', 'grpo_gains', 'grpo_curves', 'grpo_parts', 'leaderboard', 'speed', 'training_speed',
+           'serving']
 
 # %% ../../nbs/48_figures.ipynb #imports
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1377,6 +1378,32 @@ def grpo_parts(value: dict) -> Figure:
         axes.invert_yaxis()
     figure.legend(*above.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     panels[0].legend(frameon=False, fontsize=8, title="of one lever", title_fontsize=8)
+    return figure
+
+# %% ../../nbs/48_figures.ipynb #leaderboard
+@drawn_from("leaderboard")
+def leaderboard(value: dict) -> Figure:
+    """By suite, what each model reached with its interval, best fixed and oracle as lines; valid and obedient shares."""
+    rows, suites = value["rows"][::-1], list(value["reached"])
+    reached = {name: pd.DataFrame([row["suites"][name] for row in rows]) for name in suites}
+    top = max(x for name, table in reached.items()
+              for x in (table["R high"].fillna(table["R"]).max(), *value["reached"][name].values()))
+    figure, panels = plt.subplots(1, len(suites) + 1, figsize=(7.6, 1.2 + 0.26 * len(rows)), sharey=True,
+                                  layout="constrained")
+    for axes, (name, table) in zip(panels, reached.items()):
+        reach = _reach(table[["R", "R low", "R high"]].astype(float))
+        axes.errorbar(table["R"], range(len(rows)), xerr=reach, fmt="o", ms=4, lw=1, capsize=2, color=BLUE)
+        for line, who in ((":", "best fixed"), ("-", "oracle")):
+            axes.axvline(value["reached"][name][who], color="0.3", lw=0.9, ls=line, label=who)
+        axes.set(title=name, xlabel="R", xlim=(0, 1.05 * top))
+    for at, (what, label, colour, mark) in enumerate((("valid", "valid", GREEN, "s"), ("obedience", "obeys", ORANGE, "D"))):
+        panels[-1].plot([row[what] for row in rows], np.arange(len(rows)) + 0.24 * at - 0.12, mark, color=colour, ms=4,
+                        label=label)
+    panels[-1].set(title="replies", xlabel="share", xlim=(-0.05, 1.05))
+    panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
+    named = [axes.get_legend_handles_labels() for axes in (panels[0], panels[-1])]
+    figure.legend(*(first + last for first, last in zip(*named)), loc="outside lower center", ncols=4, frameon=False,
+                  fontsize=7)
     return figure
 
 # %% ../../nbs/48_figures.ipynb #speed
