@@ -26,7 +26,7 @@ from ..schema import Brief, Mechanism, Natural, Number, Positive, Record, Share,
 from ..designers.levers import draw_brief, draw_wide
 from ..designers.search import Draw
 from ..seeds import generator_of
-from .sft import OPTIMISER, progress_bar, shared_logprobs
+from .sft import OPTIMISER, adapters_on_a_card, progress_bar, shared_logprobs
 from ..designers.states import draw_populations, outlook, restore, snapshot, visits
 
 if TYPE_CHECKING:
@@ -359,7 +359,6 @@ def reinforce(
     draw: Draw = draw_training_population,  # of populations, as `training_populations` takes it
 ) -> GrpoResult:
     """Train a model by GRPO in the states that it causes."""
-    import torch
     from datasets import Dataset
     from transformers import PrinterCallback
 
@@ -367,8 +366,7 @@ def reinforce(
     _settle(model, tokenizer)
     rows = prompt_rows(LanguageDesigner(model.eval(), tokenizer, constrained=False), settings, seed, progress, draw)
     rewards, seconds = MarketRewards(settings.horizon, settings.futures, then), {"states": time.perf_counter() - start}
-    adapters_on_a_card = hasattr(model, "peft_config") and torch.cuda.is_available()
-    kind = chat_trainer() if adapters_on_a_card else shared_prompt_trainer()
+    kind = chat_trainer() if adapters_on_a_card(model) else shared_prompt_trainer()
     longest = len(tokenizer(LONGEST_REPLY)["input_ids"]) + 4
     trainer = kind(model=model, reward_funcs=rewards.functions(), args=trl_config(settings, longest, folder, seed),
                    train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
