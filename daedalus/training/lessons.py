@@ -21,7 +21,7 @@ from ..designers.levers import GROUP, LeverDesigner, draw_behaviour, draw_brief,
 from ..designers.states import Visit, draw_population, outlook, visits
 from ..market.bidders import Behaviour
 from ..market.engine import ROUNDS, WARM_UP
-from ..schema import DEFAULT_MECHANISM, LEVERS, Brief, Mechanism, Observation, Positive, Record, Share, amount, whole
+from ..schema import DEFAULT_MECHANISM, LEVERS, Brief, Mechanism, Observation, Positive, Record, Share, Switch, amount, whole
 from ..seeds import generator_of, part_seed
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class LessonSettings(Record):
     published_share: Share = Field(0.1, description="share of the episodes that are seen as published")
     silent_share: Share = Field(0.3, description="share of the groups whose prompts show no brief: the published objective")
     hidden_share: Share = Field(0.2, description="share of the groups that are not shown how long an episode is")
+    held: Switch = Field(False, description="the model's replies are held to mechanisms that their briefs allow, which is "
+                         "fast where a tokenizer cuts mechanisms into many tokens")
     guided: Share = Field(0.0, description="probability that the teacher plays a step, not the model")
     detour: Share = Field(0.2, description="probability that chance plays a step, whoever's turn it is")
 
@@ -50,8 +52,8 @@ class _Led(BatchDesigner):
 
     def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
         led = self.rng.random(len(observations)) < self.guided
-        own = ask(self.model, observations) if not led.all() else self.plans
-        return [plan if lead else mechanism for plan, mechanism, lead in zip(self.plans, own, led, strict=True)]
+        own = iter(ask(self.model, [observation for observation, lead in zip(observations, led) if not lead]))
+        return [plan if lead else next(own) for plan, lead in zip(self.plans, led, strict=True)]
 
 
 class _State(NamedTuple):
@@ -89,6 +91,8 @@ class ImitationSettings(LessonSettings):
     margin: Share = Field(0.005, description="what the most usual mechanism may promise less than the best one, in a sum "
                           "of scores over several steps, and still be what the teacher plans")
     late_share: Share = Field(1.0, description=f"share of the states behind the first {EARLY} steps that are taught")
+    same_share: Share = Field(1.0, description="share of the states that are taught where the plan is the mechanism played last")
+    unseen_share: Share = Field(0.0, description="share of the rows whose prompts do not show the mechanism played last")
 
 # %% ../../nbs/37_lessons.ipynb #lesson
 class Lesson(NamedTuple):
@@ -117,11 +121,14 @@ def imitation_rows(
     seed: int,
 ) -> Lesson:
     """The teacher's plans in the states that model, teacher and chance cause."""
-    player, rows, planned = LanguageDesigner(model.eval(), tokenizer, constrained=False), [], set()
-    teacher, rng = teacher.for_lessons(settings.margin), generator_of("replies tried", seed, 1)
+    player, rows, planned = LanguageDesigner(model.eval(), tokenizer, constrained=settings.held), [], set()
+    teacher, rng, unseen = teacher.for_lessons(settings.margin), *(generator_of("replies tried", seed, at) for at in (1, 2))
     for state in _walk(player, teacher, settings, seed):
-        share = 1.0 if state.visit.episodes.round_number < EARLY else settings.late_share
-        rows += [_row(seen, plan.to_text()) for seen, plan in zip(state.visit.observations, state.plans) if rng.random() < share]
+        late = 1.0 if state.visit.episodes.round_number < EARLY else settings.late_share
+        for seen, plan in zip(state.visit.observations, state.plans):
+            if rng.random() >= late * (settings.same_share if plan == seen.mechanism else 1.0): continue
+            shown = seen.replace(mechanism=None) if unseen.random() < settings.unseen_share else seen
+            rows.append(_row(shown, plan.to_text()))
         planned |= set(state.plans)
     return Lesson(rows, _episode_rounds(settings), {"distinct plans": len(planned)})
 
@@ -160,7 +167,7 @@ def trial_rows(
     """The best of the model's own replies in the states that model, teacher and chance cause."""
     import torch
 
-    player, generator = LanguageDesigner(model.eval(), tokenizer, constrained=False), torch.Generator().manual_seed(seed)
+    player, generator = LanguageDesigner(model.eval(), tokenizer, constrained=settings.held), torch.Generator().manual_seed(seed)
     then = replace(teacher, sweeps=0)
     rows, gains, rounds = [], [], _episode_rounds(settings)
     for number, state in enumerate(_walk(player, teacher, settings, seed)):
