@@ -69,6 +69,35 @@ def test_plans_are_rows_and_every_brief_allows_its_reply(model, teacher):
     assert lesson.measures["distinct plans"] > 30
 
 
+def played_last(row):
+    text = row["prompt"][-1]["content"].partition("last_mechanism: ")[2].partition("\n")[0]
+    return Mechanism.from_text(text) if text else None
+
+
+def test_rows_that_copy_are_fewer_and_some_hide_what_was_played(model, teacher):
+    asked = ONE.replace(guided=1.0, detour=0.0, published_share=0.0)
+    def rows(**changes): return imitation_rows(*model, teacher, asked.replace(**changes), 7).rows
+    def copies(row): return played_last(row) == Mechanism.from_text(row["completion"][0]["content"])
+
+    every, fewer, none = rows(), rows(same_share=0.5), rows(same_share=0.0)
+    count = sum(map(copies, every))
+    assert count > 50 and none == [row for row in every if not copies(row)]
+    assert [row for row in fewer if not copies(row)] == none and 0.3 * count < sum(map(copies, fewer)) < 0.7 * count
+    hidden = rows(unseen_share=0.4)
+    assert 0.3 < np.mean([played_last(row) is None for row in hidden]) < 0.5
+    assert [row["completion"] for row in hidden] == [row["completion"] for row in every]
+    early = rows(late_share=0.0)
+    assert early == every[:lessons.EARLY * GROUP] and rows(unseen_share=1.0)[0] == every[0] | {"prompt": hidden[0]["prompt"]} or early
+
+
+def test_replies_that_are_held_obey_where_the_model_would_not(model, teacher):
+    free, held = ([state.visit.episodes for state in lessons._walk(lessons.LanguageDesigner(*model, constrained=constrained), teacher,
+                   ONE.replace(detour=0.0), 3)] for constrained in (False, True))
+    def obeyed(walked): return np.mean([brief.allows(mechanism) for episodes in walked[1:10]
+                                        for brief, mechanism in zip(episodes.briefs, episodes.mechanisms)])
+    assert obeyed(held) == 1 > obeyed(free)
+
+
 def test_some_groups_are_told_neither_their_brief_nor_the_horizon(teacher):
     settings = LessonSettings(populations=8 * GROUP, silent_share=0.5, hidden_share=0.5)
     seen = [state.visit.observations[0] for state in lessons._walk(informed_greedy, teacher, settings, 1)]
