@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the train extra")
 
 from daedalus.designers.base import informed_greedy
-from daedalus.designers.language import small_model, small_tokenizer
+from daedalus.designers.language import LanguageDesigner, small_model, small_tokenizer
 from daedalus.designers.levers import GROUP, LeverDesigner, lever_designer
 from daedalus.designers.states import outlook
 from daedalus.market.bidders import HELD_OUT_RULES
@@ -76,8 +76,12 @@ def played_last(row):
 
 def test_rows_that_copy_are_fewer_and_some_hide_what_was_played(model, teacher):
     asked = ONE.replace(guided=1.0, detour=0.0, published_share=0.0)
-    def rows(**changes): return imitation_rows(*model, teacher, asked.replace(**changes), 7).rows
-    def copies(row): return played_last(row) == Mechanism.from_text(row["completion"][0]["content"])
+
+    def rows(**changes):
+        return imitation_rows(*model, teacher, asked.replace(**changes), 7).rows
+
+    def copies(row):
+        return played_last(row) == Mechanism.from_text(row["completion"][0]["content"])
 
     every, fewer, none = rows(), rows(same_share=0.5), rows(same_share=0.0)
     count = sum(map(copies, every))
@@ -86,16 +90,16 @@ def test_rows_that_copy_are_fewer_and_some_hide_what_was_played(model, teacher):
     hidden = rows(unseen_share=0.4)
     assert 0.3 < np.mean([played_last(row) is None for row in hidden]) < 0.5
     assert [row["completion"] for row in hidden] == [row["completion"] for row in every]
-    early = rows(late_share=0.0)
-    assert early == every[:lessons.EARLY * GROUP] and rows(unseen_share=1.0)[0] == every[0] | {"prompt": hidden[0]["prompt"]} or early
+    assert rows(late_share=0.0) == every[:lessons.EARLY * GROUP]
 
 
 def test_replies_that_are_held_obey_where_the_model_would_not(model, teacher):
-    free, held = ([state.visit.episodes for state in lessons._walk(lessons.LanguageDesigner(*model, constrained=constrained), teacher,
-                   ONE.replace(detour=0.0), 3)] for constrained in (False, True))
-    def obeyed(walked): return np.mean([brief.allows(mechanism) for episodes in walked[1:10]
-                                        for brief, mechanism in zip(episodes.briefs, episodes.mechanisms)])
-    assert obeyed(held) == 1 > obeyed(free)
+    def obeyed(constrained):
+        walked = list(lessons._walk(LanguageDesigner(*model, constrained=constrained), teacher, ONE.replace(detour=0.0), 3))
+        return np.mean([brief.allows(mechanism) for state in walked[1:10] for brief, mechanism in zip(
+            state.visit.episodes.briefs, state.visit.episodes.mechanisms)])
+
+    assert obeyed(True) == 1 > obeyed(False)
 
 
 def test_some_groups_are_told_neither_their_brief_nor_the_horizon(teacher):
