@@ -8,7 +8,7 @@ __all__ = ['MOVES', 'SWEEPS', 'RULES_KEPT', 'PRACTICE', 'SHARES', 'POWERS', 'GEN
            'RANDOM', 'CHOSEN', 'ASKED', 'DAMAGED', 'JUDGED', 'MEAN', 'drawn_rows', 'mended_rows', 'lever_table',
            'neighbours', 'exponents_of', 'wanted_in', 'LeverDesigner', 'Mix', 'draw_wide', 'draw_behaviour',
            'draw_objective', 'draw_brief', 'components_ahead', 'lesson', 'pool_of', 'Turn', 'learn_turn', 'load_levers',
-           'held_out', 'judged', 'averaged', 'unsighted_critic', 'learn_levers', 'lever_designer', 'lever_record']
+           'held_out', 'judged', 'averaged', 'learn_levers', 'lever_designer', 'lever_record']
 
 # %% ../../nbs/29_levers.ipynb #imports
 import json
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -24,7 +24,7 @@ from zipfile import BadZipFile
 import numpy as np
 from tqdm import tqdm
 
-from .base import PUBLISHED_READINGS, READINGS, BatchDesigner, play, readings, readings_table
+from .base import BatchDesigner, play, readings, readings_table
 from .critic import LeverCritic, LeverExamples
 from .search import mutate
 from .states import draw_population
@@ -154,7 +154,6 @@ class _Candidates:
     pool: np.ndarray  # float64 [candidates, FIELDS], as `Mechanism.to_array` writes them, the most usual first
     sweeps: int = SWEEPS  # local improvements of the best candidate, at most; 0: none
     published: LeverCritic | None = None  # predicts in place of `critic` where only the published objective is asked
-    unsighted: LeverCritic | None = None  # predicts in place of both where no signals are shown
     margin: float = 0.0  # what the most usual candidate may promise less than the best one and still be taken
     _kept: dict = field(default_factory=dict, compare=False, repr=False)
 
@@ -177,9 +176,26 @@ class _Candidates:
             self._kept[kind] = pool, critic.mechanisms(lever_table(pool))
         return self._kept[kind]
 
-# %% ../../nbs/29_levers.ipynb #plans
-class _Plans(_Candidates):
-    """Plans where episodes stand, by one or several of the best candidates."""
+# %% ../../nbs/29_levers.ipynb #designer
+@dataclass(frozen=True)
+class LeverDesigner(_Candidates, BatchDesigner):
+    """Plays, of all mechanisms that a brief allows, the one for which a critic predicts the highest score."""
+
+    def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
+        if not observations: return []
+        inputs = np.array([readings(observation) for observation in observations])
+        return self._planned(inputs, [observation.brief or Brief() for observation in observations])
+
+    def on(self, episodes: Episodes) -> list[Mechanism]:
+        """The same for a batch of episodes."""
+        return self._planned(readings_table(episodes), wanted_in(episodes))
+
+    def for_lessons(
+        self,
+        margin: float,  # of the score that is planned for, a sum over several steps
+    ) -> "LeverDesigner":
+        """The same as pupils are taught: of candidates that promise nearly the most, the most usual one, not improved."""
+        return replace(self, sweeps=0, margin=margin)
 
     def next_best(self, episodes: Episodes, count: int) -> np.ndarray:  # [batch, count, FIELDS]
         """The candidates that promise most where a batch of episodes stands, the best one first."""
@@ -196,38 +212,6 @@ class _Plans(_Candidates):
             best = (values >= values.max(1, keepdims=True) - self.margin).argmax(1)
             rows[places] = _improved(critic, states, pool[best], brief, self.sweeps)
         return [Mechanism.from_array(row) for row in rows]
-
-# %% ../../nbs/29_levers.ipynb #designer
-@dataclass(frozen=True)
-class LeverDesigner(_Plans, BatchDesigner):
-    """Plays, of all mechanisms that a brief allows, the one for which a critic predicts the highest score."""
-
-    def design_batch(self, observations: Sequence[Observation]) -> list[Mechanism]:
-        blind = [self.unsighted is not None and observation.signals is None for observation in observations]
-        answers: dict[int, Mechanism] = {}
-        for who, names, part in ((self, READINGS, False), (self._blind, PUBLISHED_READINGS, True)):
-            places = [at for at, each in enumerate(blind) if each == part]
-            if not places: continue
-            inputs = np.array([readings(observations[at], names) for at in places])
-            planned = who._planned(inputs, [observations[at].brief or Brief() for at in places])
-            answers |= dict(zip(places, planned))
-        return [answers[at] for at in range(len(observations))]
-
-    @cached_property
-    def _blind(self) -> "LeverDesigner":
-        """Plans from readings that the published observation has."""
-        return replace(self, critic=self.unsighted or self.critic, published=None, unsighted=None, _kept={})
-
-    def on(self, episodes: Episodes) -> list[Mechanism]:
-        """The same for a batch of episodes."""
-        return self._planned(readings_table(episodes), wanted_in(episodes))
-
-    def for_lessons(
-        self,
-        margin: float,  # of the score that is planned for, a sum over several steps
-    ) -> "LeverDesigner":
-        """The same as pupils are taught: of candidates that promise nearly the most, the most usual one, not improved."""
-        return replace(self, sweeps=0, margin=margin)
 
 # %% ../../nbs/29_levers.ipynb #mix
 PRACTICE = {0: 0.7, 50: 0.2, 200: 0.1}  # sessions of practice, and the share of wide populations that have so many
@@ -417,8 +401,7 @@ def _arrays(turn: Turn) -> dict[str, Any]:
 
 def _designer_arrays(designer: LeverDesigner) -> dict[str, np.ndarray]:
     """A designer as arrays by name, in single precision where nothing is lost."""
-    critics = {"": designer.critic} | {
-        f"{name} ": critic for name in ("published", "unsighted") if (critic := getattr(designer, name))}
+    critics = {"": designer.critic} | ({"published ": designer.published} if designer.published else {})
     networks = {f"{which}{part} {at}": array.astype(np.float32) for which, critic in critics.items()
                 for part in ("state", "lever") for at, array in enumerate(getattr(critic, part))}
     scales = {f"{which}{name}": getattr(critic, name) for which, critic in critics.items() for name in ("center", "scale")}
@@ -441,9 +424,9 @@ def load_levers(
     """A designer from its file; ValueError for a file that holds none, or one of other levers."""
     try:
         with np.load(file, allow_pickle=False) as kept:
-            critic, published, unsighted = (_read_critic(kept, which) for which in ("", "published ", "unsighted "))
+            critic, published = (_read_critic(kept, which) for which in ("", "published "))
             if critic is None: raise KeyError("center")
-            designer = LeverDesigner(critic, kept["pool"], published=published, unsighted=unsighted)
+            designer = LeverDesigner(critic, kept["pool"], published=published)
         critic.mechanisms(lever_table(designer.pool[:1]))
     except DAMAGED as error:
         raise ValueError(f"{str(file)!r} holds no designer of these levers: `make teacher` learns it again ({error})") from None
@@ -514,19 +497,6 @@ def averaged(
                     for part in ("state", "lever"))
     return LeverDesigner(LeverCritic(*critics[-1][:2], state, lever), designers[-1].pool)
 
-# %% ../../nbs/29_levers.ipynb #unsighted
-def unsighted_critic(
-    learned: Sequence[Turn],  # at least one
-    steps: int,  # of a turn's regression: here there are twice as many
-    seed: int,
-) -> LeverCritic:
-    """The critic of observations without signals, from the last turns' examples of either mix."""
-    turns = [turn for mix in (GENERAL, EXPERT) for turn in [each for each in learned if each.mix == mix][-LAST_TURNS:]]
-    parts = [turn.examples._replace(inputs=turn.examples.inputs[:, :len(PUBLISHED_READINGS)]) for turn in turns]
-    rng = generator_of("levers, candidates", seed, 1 + len(learned))
-    objectives = exponents_of([Brief(objective=draw_objective(rng)) for _ in range(ASKED)])
-    return LeverCritic.fit(parts, objectives, 2 * steps, seed + len(learned))
-
 # %% ../../nbs/29_levers.ipynb #learn-levers
 def _assembled(
     learned: Sequence[Turn],  # at least one of the general mix
@@ -558,7 +528,7 @@ def learn_levers(
         learned.append(_turn(learned, populations, steps, seed, work, mix))
         spent = {"rounds": learned[-1].rounds, "seconds": round(learned[-1].seconds, 1)}
         curve.append(spent | judged(_assembled(learned) if mix == EXPERT else learned[-1].designer, seed))
-    designer = replace(_assembled(learned), unsighted=unsighted_critic(learned, steps, seed))
+    designer = _assembled(learned)
     file = write_arrays(output / "designer.npz", _designer_arrays(designer))
     params = {"turns": turns, "experts": experts, "populations": populations, "steps": steps, "seed": seed}
     record = {"curve": curve, "judged": judged(designer, seed)}

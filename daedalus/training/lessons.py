@@ -78,7 +78,7 @@ def _walk(
         briefs = [draw_brief(rng) for _ in range(GROUP)] if rng.random() >= settings.silent_share else []
         hidden, markets = bool(rng.random() < settings.hidden_share), int(rng.integers(2 ** 31))
         for visit in visits(led, people, markets, settings.published_share, settings.detour, 10, briefs, behaviour, hidden):
-            led.plans = ask(teacher, visit.observations)
+            led.plans = teacher.on(visit.episodes)
             yield _State(visit, led.plans, behaviour)
 
 # %% ../../nbs/37_lessons.ipynb #imitation

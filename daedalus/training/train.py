@@ -786,7 +786,7 @@ def _teacher_report(
     """What the teacher itself earns: on the held-out episodes, and on the populations for choosing."""
     if profile.levers:
         levers, record = _lever_teacher(profile.levers, seed, work)
-        measured = held_out_rewards({"signals": levers, "published": AsPublished(levers)}, episodes, suites=ASKED_OF)
+        measured = held_out_rewards({"signals": levers}, episodes, suites=ASKED_OF)
         rounds = sum(turn["rounds"] for turn in record["curve"])
         return {"rounds": rounds, **measured, "validation": briefed_validation(levers, 2 * episodes)}
     if not profile.teacher_rounds:
