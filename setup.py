@@ -28,6 +28,7 @@ setup(
                                     "leaderboard/*.*", "leaderboard/replies/*"]},
     install_requires=meta["requirements"].split(),
     extras_require={extra: names.split() for extra, names in settings["extras"].items() if extra not in meta},
-    entry_points={"console_scripts": ["daedalus = daedalus.cli:main"]},
+    entry_points={"console_scripts": ["daedalus = daedalus.cli:main"],
+                  "inspect_ai": ["daedalus = daedalus.serving.harnesses:referee"]},
     zip_safe=False,
 )

@@ -7,7 +7,7 @@ __all__ = ['SIGNAL_MEANINGS', 'PROMPTS', 'FORMS', 'OPENAI', 'LONGEST_WAIT', 'LOG
            'Past', 'past_of', 'Prompt', 'example_pairs', 'prompt_of', 'reply_schema', 'reply_format', 'Server',
            'server_of', 'KeptReply', 'reply_key', 'Replies', 'EndpointError', 'Fault', 'retry_after', 'read_fault',
            'Completion', 'read_completion', 'behind_echo', 'Endpoint', 'Price', 'Prices', 'read_yaml', 'read_prices',
-           'usage_of', 'record_of', 'EndpointDesigner']
+           'PromptDesigner', 'usage_of', 'record_of', 'EndpointDesigner']
 
 # %% ../../nbs/58_endpoint.ipynb #imports
 import fcntl
@@ -629,16 +629,24 @@ def read_prices(
         raise ValueError(f"prices {str(path)!r} cannot be read: {error}") from None
 
 # %% ../../nbs/58_endpoint.ipynb #asked-designer
-class _Remembering(ChatDesigner):
-    """A designer that asks in a prompt, and remembers the rules that it played in the batch of episodes before it."""
+class PromptDesigner(ChatDesigner):
+    """A designer that asks a chat model in a prompt, and remembers the rules that it played in the episodes before it."""
 
-    prompt: Prompt
-    objective: Objective  # that the prompt states, where an observation shows no brief
-    _known: list[tuple[tuple[Past, ...], Mechanism | None]]
+    def __init__(
+        self,
+        chat_model: ChatModel,
+        prompt: str | Prompt | Sequence[tuple[Observation, Mechanism]] = "full",  # as `prompt_of` takes it
+        objective: Objective = PUBLISHED_OBJECTIVE,  # that the prompt states, where an observation shows no brief
+        complete: bool = False,  # as in ChatDesigner
+        invalid_reply: InvalidReply = keep_last,
+    ):
+        super().__init__(chat_model, complete, invalid_reply)
+        self.prompt, self.objective = prompt_of(prompt), objective
+        self.reset()
 
     def reset(self) -> None:
         """Forget the episodes before."""
-        self._known = []
+        self._known: list[tuple[tuple[Past, ...], Mechanism | None]] = []
 
     def pasts(self, observations: Sequence[Observation]) -> list[tuple[Past, ...]]:
         """What was played before each observation, as far as it is known."""
@@ -689,7 +697,7 @@ def record_of(
 ASKING = ("concurrency", "retries", "timeout", "pause", "parameters", "sample", "form", "address")  # options of an Endpoint
 
 
-class EndpointDesigner(_Remembering):
+class EndpointDesigner(PromptDesigner):
     """A designer behind a server of OpenAI's protocol, whose replies are kept."""
 
     chat_model: Endpoint
@@ -710,13 +718,11 @@ class EndpointDesigner(_Remembering):
         if unknown := asking.keys() - set(ASKING):
             raise ValueError(f"designer {name!r} takes no {', '.join(sorted(unknown))}: it is behind a server, and takes "
                              f"{', '.join(ASKING)}")
-        self.prompt, self.objective, self.prices = prompt_of(prompt), objective, read_prices(prices) if prices else None
-        server = server_of(name, base_url)
+        prompt, self.prices, server = prompt_of(prompt), read_prices(prices) if prices else None, server_of(name, base_url)
         if self.prices:
             self.prices.cost(server.model, 0, 0)   # a model that has no price is refused now
-        kept = Replies(replies, replay)
-        super().__init__(Endpoint(server, kept, self.prompt.hash, replay, **asking), complete, invalid_reply)
-        self.reset()
+        model = Endpoint(server, Replies(replies, replay), prompt.hash, replay, **asking)
+        super().__init__(model, prompt, objective, complete, invalid_reply)
 
     refused = property(lambda self: self.chat_model.refused, doc="How many replies the server refused; they are invalid, too.")
     usage = property(lambda self: usage_of(self.chat_model.used.values()), doc="What the replies took, each counted once.")

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MOST_STEPS', 'LARGEST_SEED', 'DaedalusAction', 'SessionScore', 'SESSION_SCORES', 'OUTCOMES', 'PUBLISHED_BRIEF',
            'ABOUT', 'ResetOptions', 'mechanism_of', 'DaedalusObservation', 'DaedalusState', 'ScoreRubric',
-           'ProductRubric', 'BriefRubric', 'composite_rubric', 'DaedalusOpenEnv', 'DaedalusEnvClient']
+           'ProductRubric', 'BriefRubric', 'composite_rubric', 'best_known', 'share_of', 'DaedalusOpenEnv',
+           'DaedalusEnvClient']
 
 # %% ../../nbs/50_openenv.ipynb #imports
 import functools
@@ -24,7 +25,8 @@ from pydantic import Field, create_model, model_validator
 
 from .. import __version__
 from ..market.bidders import KINDS, Population
-from ..env import EpisodeError, Episodes, apportion, open_episodes, play_sessions
+from ..designers.search import oracle
+from ..env import EpisodeError, Episodes, apportion, open_episodes, play_sessions, play_step
 from ..market.engine import COMPONENTS, SCORED, SIGNALS, components_of, scored_by
 from ..schema import (
     PUBLISHED_OBJECTIVE, SEEDS, Brief, Mechanism, MechanismFields, Objective, Observation, RecentOutcome, Record, Switch,
@@ -48,6 +50,9 @@ class ResetOptions(Record):
     objective: Objective | None = Field(None, description="what is rewarded; without one, what the service rewards")
     brief: Brief | None = Field(None, description="in place of an objective: observations show it, what breaks it earns 0")
 
+    share: Switch = Field(
+        False, description="rewards are shares of what the best mechanism known for the stage earns in the same episode")
+
     @model_validator(mode="after")
     def _said_once(self):
         """A whole population leaves nothing for a stage to say, and a brief nothing for an objective."""
@@ -55,6 +60,9 @@ class ResetOptions(Record):
             raise ValueError("population already says who bids: leave out stage and n_agents")
         if self.brief and self.objective:
             raise ValueError("brief already says what is rewarded: leave out objective")
+        if self.share and (self.population or self.brief or self.n_agents != 8 or self.objective not in (None, PUBLISHED_OBJECTIVE)):
+            raise ValueError("share needs a stage with its 8 bidders and the published reward: what can be earned elsewhere is "
+                             "not known here")
         return self
 
     def bidders(self) -> Population:
@@ -254,6 +262,22 @@ def _name_of(
         raise ValueError(f"episode_id must be a text of at most 255 characters, not {str(episode)[:40]!r}")
     return episode or f"{options.seed}-{options.episode}"
 
+# %% ../../nbs/50_openenv.ipynb #share
+@functools.cache
+def best_known(
+    stage: int,  # of the curriculum, 0 to 4
+) -> Mechanism:
+    """The best mechanism known for the eight bidders of a stage, to a search that knows them."""
+    return oracle("stages")[stage]
+
+
+def share_of(
+    reward: float,  # that was earned, 0 to 1
+    best: float,  # that could be earned, 0 to 1
+) -> float:  # 0 to 1
+    """A reward as a share of what could be earned; 1 where it is no less."""
+    return 1.0 if reward >= best else reward / best
+
 # %% ../../nbs/50_openenv.ipynb #held
 class _Place(Environment[DaedalusAction, DaedalusObservation, DaedalusState]):
     """What an environment of the protocol holds: options, an episode once one is open, and a rubric."""
@@ -269,6 +293,7 @@ class _Place(Environment[DaedalusAction, DaedalusObservation, DaedalusState]):
         self._options, self._closed, self.objective = ResetOptions(), False, objective
         self._episode_id: str | None = None
         self._episodes: Episodes | None = None  # once they are open
+        self._best: Episodes | None = None  # the same with the best mechanism known, where rewards are shares of what it earns
 
     def _refuse_closed(self) -> None:
         """EpisodeError when the session has ended."""
@@ -303,13 +328,20 @@ class _Episode(_Place):
         asked = ResetOptions(seed=secrets.randbelow(2**32) if seed is None else seed, **options)
         self._episode_id, self._options = _name_of(episode_id, asked), asked
         wanted = PUBLISHED_OBJECTIVE if asked.brief else asked.objective or self.objective
+        if asked.share and wanted != PUBLISHED_OBJECTIVE:
+            raise ValueError(f"share needs the published reward, and this service rewards {wanted.text()}")
         self._episodes = open_episodes([asked.bidders()], [(asked.seed, asked.episode)], asked.episode_length,
                                        objective=wanted, brief=asked.brief)
+        self._best = self._episodes if asked.share else None
         if self.rubric is self._own:
             self._own = composite_rubric(_wish_of(self._episodes))
             self.rubric = self._own
         self._reset_rubric()
         return _observed(self._episodes, self._options)
+
+    def _scaled(self, reward: float) -> float:
+        """A reward, as a share of what the best mechanism known earns in the same step where that was asked for."""
+        return share_of(reward, float(self._best.recent[-1].reward[0])) if self._best else reward
 
 # %% ../../nbs/50_openenv.ipynb #env
 class DaedalusOpenEnv(_Episode):
@@ -325,7 +357,7 @@ class DaedalusOpenEnv(_Episode):
     ) -> DaedalusObservation:
         """Play a mechanism for one step; EpisodeError where there is no episode, or it is over."""
         observation = self.play(mechanism_of(action))
-        observation.reward = self._apply_rubric(action, observation)
+        observation.reward = self._scaled(self._apply_rubric(action, observation))
         return observation
 
     def play(
@@ -337,7 +369,11 @@ class DaedalusOpenEnv(_Episode):
         if self._episodes is None:
             raise EpisodeError("no episode has begun: reset starts one")
         self._episodes, sessions = play_sessions(self._episodes, [mechanism])
-        return _observed(self._episodes, self._options, components_of(sessions[0, -SCORED:]))
+        if self._best:
+            self._best = play_step(self._best, [best_known(self._options.stage)])
+        observation = _observed(self._episodes, self._options, components_of(sessions[0, -SCORED:]))
+        observation.reward = self._scaled(observation.reward)
+        return observation
 
     async def reset_async(self, seed=None, episode_id=None, **options) -> DaedalusObservation:
         return self.reset(seed, episode_id, **options)
