@@ -244,6 +244,20 @@ def _completion(
     return {"object": "chat.completion", "model": name, "choices": [choice],
             **({"usage": used} if said.prompt_tokens is not None else {})}
 
+# %% ../../nbs/63_chat_server.ipynb #stream
+def _stream(
+    completion: dict,  # the body of a chat completion
+) -> bytes:
+    """A chat completion as server-sent events."""
+    head = {"id": "reply", "created": 0, "model": completion["model"], "object": "chat.completion.chunk"}
+    choice = completion["choices"][0]
+    parts = [{"index": 0, "delta": choice["message"], "finish_reason": None},
+             {"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]
+    chunks = [json.dumps({**head, "choices": [part]}) for part in parts]
+    if "usage" in completion:
+        chunks.append(json.dumps({**head, "choices": [], "usage": completion["usage"]}))
+    return "".join(f"data: {chunk}\n\n" for chunk in [*chunks, "[DONE]"]).encode()
+
 # %% ../../nbs/63_chat_server.ipynb #handler
 class _Speaking(BaseHTTPRequestHandler):
     """Sends JSON, and lists the models."""
@@ -260,9 +274,12 @@ class _Speaking(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: dict) -> None:
         """Send a JSON object."""
-        text = json.dumps(body).encode()
+        self.send(status, "application/json", json.dumps(body).encode())
+
+    def send(self, status: int, kind: str, text: bytes) -> None:
+        """Send a body of some kind."""
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
@@ -285,8 +302,12 @@ class _Handler(_Speaking):
             if not 0 < (size := int(self.headers.get("Content-Length") or 0)) <= LONGEST_BODY:
                 self.close_connection = True
                 raise _Refused(413, f"a request must have from 1 to {LONGEST_BODY} bytes, not {size}")
-            name, chat, held = _read_request(json.loads(self.rfile.read(size)), self.server.models)
-            self.answer(200, _completion(name, self.server.models[name].ask(chat, held)))
+            body = json.loads(self.rfile.read(size))
+            name, chat, held = _read_request(body, self.server.models)
+            completion = _completion(name, self.server.models[name].ask(chat, held))
+            if body.get("stream"):
+                return self.send(200, "text/event-stream", _stream(completion))
+            self.answer(200, completion)
         except _Refused as refused:
             self.answer(refused.args[0], _fault(refused.args[1]))
         except Exception as error:
