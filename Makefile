@@ -11,7 +11,7 @@ PLAYS := $(if $(wildcard $(READY)),$(READY),.venv/.plays)
 TREE := $(BIN)/python -c 'from daedalus.pipeline.reproduce import tree_hash; print(tree_hash())'
 SHIPPED := $(BIN)/python -c 'from daedalus.training.train import SHIPPED; print(SHIPPED)'
 
-.PHONY: help quick reproduce figures verify test train pretrained rivals teacher search ablations grpo leaderboard serve export bench clean
+.PHONY: help quick reproduce figures verify test train pretrained rivals teacher search ablations grpo leaderboard serve space harnesses export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -72,6 +72,18 @@ leaderboard: $(READY) ## make the committed table of models again: asks the trai
 
 serve: $(READY) ## the market, the designer and the arena at http://127.0.0.1:7860; Ctrl-C ends it
 	$(BIN)/daedalus serve
+
+space: $(READY) ## build the wheel and its pins into space/, the folder that `openenv push space` uploads
+	rm -rf space/wheels
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w space/wheels .
+	cp constraints.txt space/wheels/constraints.txt
+
+harnesses: $(READY) ## environments for Inspect and verifiers, which need other libraries, in build/harnesses; then their tests
+	$(PYTHON) -m venv build/harnesses/inspect
+	build/harnesses/inspect/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-inspect.txt -e '.[inspect]'
+	$(PYTHON) -m venv build/harnesses/verifiers
+	build/harnesses/verifiers/bin/python -m pip install --quiet --disable-pip-version-check 'verifiers[openenv]==0.4.0' uv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_harnesses.py
 
 export: $(READY) ## write daedalus/*.py and README.md from the notebooks
 	$(BIN)/nbdev-export

@@ -63,7 +63,7 @@ SLOW = tuple(
     f"test_{name}.py" for name in (
         "pipeline", "contributing", "ablations", "grpo_plan", "serve", "cli", "files", "train", "arena", "runtime", "access", "jobs",
         "first_hour", "templates", "policy", "language", "grpo", "export", "adapters", "rft", "sft", "verify", "screens",
-        "search", "exploit", "redteam", "critic", "pareto", "paper", "openenv", "endpoint", "iterate", "theory", "words",
+        "search", "exploit", "redteam", "critic", "pareto", "paper", "openenv", "harnesses", "endpoint", "iterate", "theory", "words",
         "pretrained"))
 
 

@@ -50,7 +50,8 @@ def test_every_package_that_is_imported_is_declared_and_pinned():
     known = {canonical(name) for line in [SETTINGS["DEFAULT"]["requirements"], *extras] for name in line.split()}
     brought_by = packages_distributions()
     pins = {canonical(name) for name in PINS}
-    ours = {canonical(line.split("==")[0]) for line in (CHECKOUT / "constraints-unsloth.txt").read_text().splitlines() if "==" in line}
+    ours = {canonical(line.split("==")[0]) for name in ("constraints-unsloth.txt", "constraints-inspect.txt")
+            for line in (CHECKOUT / name).read_text().splitlines() if "==" in line}
     for where, source in sources():
         for top in set(imported(source)) - sys.stdlib_module_names - {"daedalus"}:
             names = {canonical(name) for name in brought_by.get(top, [top])}
@@ -133,7 +134,7 @@ def test_trl_is_the_version_whose_algorithm_is_written_out():
 def test_there_is_one_version():
     version = SETTINGS["DEFAULT"]["version"]
     assert daedalus.__version__ == version
-    for name in ("CITATION.cff", "openenv.yaml"):
+    for name in ("CITATION.cff", "openenv.yaml", "space/openenv.yaml"):
         assert str(yaml.safe_load((CHECKOUT / name).read_text(encoding="utf-8"))["version"]) == version, name
     newest = re.search(r"^## \[(.+?)\]", (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert newest[1] == version

@@ -19,6 +19,7 @@ ELSEWHERE = {"90_paper": "it closes the row",
              "58_endpoint": "the decade of its room is full, and that of servers is where a reader looks for one",
              "59_leaderboard": "the decade of its room is full, and it stands behind the client that it asks by",
              "63_chat_server": "the decade of its room is full, and so is that of servers; the command line needs it",
+             "64_harnesses": "the decade of its room is full, and it asks by the client and by the server of chats",
              "95_advice": "the decade of its room is full"}
 FIRST_EDITION = """BEHAVIOUR BEST_FIXED Behaviour Brief DEFAULT_MECHANISM DESIGNERS DaedalusEnv FixedDesigner INFORMED_GREEDY
 LanguageDesigner MarketState Mechanism MechanismError Objective Observation Outcome Outcomes Population PopulationError
