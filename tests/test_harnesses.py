@@ -431,6 +431,15 @@ def test_what_verifiers_sends_is_read_as_the_observation_that_it_is():
     assert seen[0].prompt() == observation.prompt and seen[0].brief == dd.Brief(at_most={"reserve_price": 0.1})
 
 
+def test_a_client_that_asks_for_a_stream_gets_the_reply_and_its_end():
+    openai = pytest.importorskip("openai")
+    with asked(AskedModel(lambda chat: chat[-1]["content"][::-1])) as url, openai.OpenAI(base_url=url, api_key="none") as client:
+        told = {"model": "model", "messages": [{"role": "user", "content": "abc"}]}
+        parts = [chunk.choices[0] for chunk in client.chat.completions.create(**told, stream=True)]
+        assert ["".join(part.delta.content or "" for part in parts), parts[-1].finish_reason] == ["cba", "stop"]
+        assert client.chat.completions.create(**told).choices[0].message.content == "cba"
+
+
 TOML = """
 model = "model"
 push = false
