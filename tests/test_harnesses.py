@@ -351,7 +351,7 @@ def test_without_inspect_the_task_says_what_is_missing():
             "try: from daedalus.serving.harnesses import referee\n"
             "except ModuleNotFoundError as error: print(error)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT)
-    assert "constraints-inspect.txt -e '.[inspect]'" in done.stdout, done.stderr
+    assert "constraints-inspect.txt: pip install -e '.[inspect]'" in done.stdout, done.stderr
 
 
 MOCK = """

@@ -23,7 +23,7 @@ from ..designers.language import Chat, ChatModel
 from ..env import DaedalusEnv, check_unsealed, suite as suite_named
 from ..market.bidders import Population
 from ..market.engine import SCORES
-from ..paths import build_dir
+from ..paths import build_dir, install_hint
 from ..schema import PUBLISHED_OBJECTIVE, Brief, Natural, Objective, Observation, Positive, Record, seed_number, whole_number
 
 if TYPE_CHECKING:
@@ -174,8 +174,8 @@ def _referee() -> Callable:
         from inspect_ai.dataset import MemoryDataset, Sample
         from inspect_ai.model import GenerateConfig
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("referee needs inspect_ai, which needs an environment of its own: pip install -c "
-                                  "constraints-inspect.txt -e '.[inspect]'", name="inspect_ai") from None
+        raise ModuleNotFoundError("referee needs inspect_ai, in an environment of its own with the versions of constraints-inspect.txt: "
+                                  f"{install_hint('inspect_ai', 'inspect')}", name="inspect_ai") from None
 
     @task(name=_registered("referee"))
     def referee(suite: str = "open", episodes: int = 20, seed: int = 0, steps: int = 10, prompt: str = "full",
