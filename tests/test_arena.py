@@ -344,12 +344,12 @@ def test_what_the_service_rewards_is_what_designers_are_told():
      "brief: no mechanism obeys it: reserve_price must be at most 0.10, not 0.20"),
     ('maximise revenue; words: "as we like it"', "brief: words must be left out, .*"),
     ("revenue", "brief: a brief is a text such as .*, not 'revenue'"),
-    ("maximise revenue" + "; " * 500, "brief: it must have at most 1000 characters, not 1016"),
+    ("m" * 1001, "brief: it must have at most 1000 characters, not 1001"),
 ])
 def test_what_is_no_brief_is_a_sentence_with_the_value_and_what_is_allowed(text, words):
     with pytest.raises(BriefError) as refused:
         arena_of(urlencode({"brief": text}), START, NAMES)
-    assert re.fullmatch(words.replace("^4", r"\^4").replace("(", r"\("), str(refused.value)), str(refused.value)
+    assert all(part in str(refused.value) for part in words.split(".*")) and str(refused.value).startswith(words.split(".*")[0])
 
 
 @pytest.mark.parametrize("text", [None, "", "  ", *EXAMPLES.values()])
@@ -778,6 +778,7 @@ def test_a_brief_is_written_picked_and_refused_in_a_browser(address, browser):
 def test_a_link_cannot_bring_a_tag(address, browser, query):
     page = browser.new_page()
     page.goto(address + "?" + quote(query.format("<img src=x onerror=window.ours=1>"), safe="="))
+    page.wait_for_selector("#arena .daedalus")
     page.wait_for_function("(document.querySelector('#message p').innerText + document.querySelector('#fault p').innerText)"
                            ".includes('not ')")
     page.wait_for_timeout(300)
