@@ -442,6 +442,7 @@ def _train_here(
     **options,  # of `daedalus.training.train.train`
 ) -> int:  # the exit code
     """Train on this machine, once all that can be known beforehand is in order."""
+    from daedalus.training.policy import first_process
     from daedalus.training.train import train as run
 
     work, output, record = places
@@ -450,6 +451,8 @@ def _train_here(
     if record:
         check_output(record)
     trained = run(profile, work=work, output=output, **options)
+    if not first_process():   # which says and writes what there is to be said
+        return 0
     if record:
         write_text(record, json.dumps(trained) + "\n")
     _show_reports(trained["reports"], output)

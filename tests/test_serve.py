@@ -963,7 +963,7 @@ def test_a_brief_that_is_none_is_refused_with_the_value_and_what_is_allowed(serv
 
 def test_each_of_those_who_are_offered_may_be_asked_and_nobody_else(server):
     offered = server.http.get("/api/designers").json()
-    assert list(offered)[0] == "trained" and {"first edition", "contextual-brief", "best fixed", "random"} <= offered.keys()
+    assert next(iter(offered)) == "trained" and {"first edition", "contextual-brief", "best fixed", "random"} <= offered.keys()
     assert all(name in ("trained", "random") or not each["answered"] for name, each in offered.items())
     answer = server.design({"designer": "contextual-brief", "brief": LOW.text(),
                                               "signals": dict.fromkeys(SIGNALS, 0.5), "mechanism": {},
