@@ -35,7 +35,7 @@ def additions() -> Iterator[None]:
             table.update(before)
 
 
-PATIENCE = 12   # seconds after which what was waited for will not come
+PATIENCE = 120   # seconds after which what was waited for will not come
 
 
 def until(happened: Callable[[], Any], what: str = "it did not happen") -> Any:
