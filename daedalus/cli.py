@@ -326,7 +326,7 @@ def _phase_line(
         return (f"GRPO: {settings.steps} steps of {settings.batch_size * settings.accumulation} replies, "
                 f"{settings.generations} to a prompt, learning rate {settings.learning_rate:g}")
     lesson = (f"SFT on {phase.pairs:,} pairs" if phase.kind == "sft"
-              else f"RFT on the states of {phase.lesson.populations} episodes")
+              else f"{phase.kind.upper()} on the states of {phase.lesson.populations} episodes")
     tuning = phase.tuning
     return f"{lesson}: {tuning.steps} steps of {tuning.batch_size} replies, learning rate {tuning.learning_rate:g}"
 

@@ -38,6 +38,13 @@ def settings(base):
     return PolicySettings(base_model=str(base), lora_rank=4)
 
 
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["32 bits", "16 bits"])
+def kept(request, monkeypatch):
+    """How a base is kept below its adapters, on this processor or on another one."""
+    monkeypatch.setattr("daedalus.training.policy.frozen_dtype", lambda: request.param)
+    return request.param
+
+
 def trained(settings):
     """A policy whose adapters do something, and its tokenizer."""
     model, tokenizer = load_policy(settings, 0)
@@ -59,16 +66,16 @@ def furthest(a, b):
 # Merging
 
 
-def test_a_merged_model_speaks_as_with_adapters_and_unlike_its_base(settings, base):
+def test_a_merged_model_speaks_as_with_adapters_and_unlike_its_base(settings, base, kept):
     model, tokenizer = trained(settings)
     adapted = logits(model, tokenizer)
     merged = merge(model, settings)
     assert not isinstance(merged, PeftModel)
-    assert furthest(logits(merged, tokenizer), adapted) < 1e-4
+    assert furthest(logits(merged, tokenizer), adapted) < (1e-4 if kept == torch.float32 else 0.02)
     assert furthest(adapted, logits(load_model(base)[0], tokenizer)) > 0.1
 
 
-def test_a_merged_matrix_is_the_sum_by_hand(settings, base):
+def test_a_merged_matrix_is_the_sum_by_hand(settings, base, kept):
     model, _ = trained(settings)
     projection = model.base_model.model.model.layers[0].mlp.up_proj
     a, b = (getattr(projection, which)["default"].weight.detach().clone() for which in ("lora_A", "lora_B"))
@@ -82,7 +89,7 @@ def test_without_adapters_the_model_itself_comes_back():
     assert merge(model, SMALL) is model
 
 
-def test_a_base_in_four_bits_is_merged_in_full(settings):
+def test_a_base_in_four_bits_is_merged_in_full(settings, kept):
     pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes")
     in_four = settings.replace(quantisation="nf4")
     model, tokenizer = trained(in_four)

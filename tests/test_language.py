@@ -18,6 +18,7 @@ from daedalus.designers import language
 from daedalus.market.bidders import Population
 from daedalus.env import draw_training_population, observe, open_episodes, play_step
 from daedalus.designers.language import (
+    LONGEST_REPLY,
     REPLY_PATTERN,
     ChatDesigner,
     ChatModel,
@@ -60,15 +61,14 @@ def small():
     return small_model(TOKENIZER, layers=1, width=32, heads=2), TOKENIZER
 
 
-@pytest.fixture(scope="module")
-def generic():
+def byte_level(tokens):
     """A model with an ordinary byte-level tokenizer, no padding token, and more outputs than tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
         [Mechanism.random(draw).to_text() for draw in range(50)], trainers.BpeTrainer(
-            vocab_size=350, special_tokens=["<|im_start|>", "<|im_end|>"], show_progress=False,
+            vocab_size=tokens, special_tokens=["<|im_start|>", "<|im_end|>"], show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", chat_template=CHATML)
     with torch.random.fork_rng():
@@ -77,6 +77,17 @@ def generic():
             vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
             max_position_embeddings=2048, eos_token_id=wrapped.eos_token_id, bos_token_id=None))
     return model, wrapped
+
+
+@pytest.fixture(scope="module")
+def generic():
+    return byte_level(350)
+
+
+@pytest.fixture(scope="module")
+def speller():
+    """The same with a token for each byte and no others: a text can be cut in one way only."""
+    return byte_level(258)
 
 
 @pytest.fixture(params=["small", "generic"])
@@ -331,6 +342,33 @@ def test_untrained_models_reply_with_mechanisms_under_the_constraint(any_model, 
     free = sample_replies(model, tokenizer, prompts_of(tokenizer, observations[:4]), 4, temperature,
                           generator=generator())
     assert sum(Reply.read(text).mechanism is not None for texts in free.texts for text in texts) < 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("brief", [None, Brief(fixed={"auction_type": "vcg", "reserve_price": 0.25})])
+def test_what_can_only_follow_is_read_at_once_and_changes_nothing(speller, observations, monkeypatch, temperature, brief):
+    model, tokenizer = speller
+    prompts, pattern, read = prompts_of(tokenizer, observations[:4]), reply_pattern(brief), []
+    monkeypatch.setattr(language._Reader, "read", lambda self, *run, of=language._Reader.read: read.append(1) or of(self, *run))
+    found = []
+    for matcher in (language._matcher(language._tokens_of(tokenizer), False, pattern), language._reply_matchers(tokenizer)(pattern)):
+        read.clear()
+        found.append((sample_replies(model, tokenizer, prompts, 3, temperature, generator=generator(), constraint=matcher),
+                      len(read)))
+    (plain, one_by_one), (forced, in_runs) = found
+    assert plain.texts == forced.texts and torch.equal(plain.tokens, forced.tokens)
+    assert torch.allclose(plain.logprobs, forced.logprobs, rtol=1e-4)
+    assert all(Mechanism.from_text(text).auction_type == "vcg" for texts in forced.texts for text in texts) or brief is None
+    assert one_by_one > 200 and in_runs < one_by_one / 5
+
+
+def test_texts_are_forced_only_where_the_tokenizer_cuts_them_so(small, generic, speller):
+    for (_, tokenizer), forces in ((small, False), (speller, True)):
+        matcher = mechanism_matcher(tokenizer)
+        assert (matcher.compute_ff_tokens() == tokenizer('{"auction_type":"')["input_ids"]) is forces
+        assert bool(matcher.compute_ff_tokens()) is forces
+    own = [generic[1](text)["input_ids"] for text in (DEFAULT_MECHANISM.to_text(), LONGEST_REPLY)]
+    assert all(row[:len(run)] == run for row in own for run in [mechanism_matcher(generic[1]).compute_ff_tokens()])
 
 
 def test_the_constraint_leaves_the_model_its_own_tokens():

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch", reason="needs the train extra")
 
 from daedalus.designers.base import informed_greedy
-from daedalus.designers.language import small_model, small_tokenizer
+from daedalus.designers.language import LanguageDesigner, small_model, small_tokenizer
 from daedalus.designers.levers import GROUP, LeverDesigner, lever_designer
 from daedalus.designers.states import outlook
 from daedalus.market.bidders import HELD_OUT_RULES
@@ -67,6 +67,39 @@ def test_plans_are_rows_and_every_brief_allows_its_reply(model, teacher):
     assert lesson == imitation_rows(*model, teacher, ONE.replace(guided=1.0), 7)
     assert lesson.rows != imitation_rows(*model, teacher, ONE.replace(guided=1.0), 8).rows
     assert lesson.measures["distinct plans"] > 30
+
+
+def played_last(row):
+    text = row["prompt"][-1]["content"].partition("last_mechanism: ")[2].partition("\n")[0]
+    return Mechanism.from_text(text) if text else None
+
+
+def test_rows_that_copy_are_fewer_and_some_hide_what_was_played(model, teacher):
+    asked = ONE.replace(guided=1.0, detour=0.0, published_share=0.0)
+
+    def rows(**changes):
+        return imitation_rows(*model, teacher, asked.replace(**changes), 7).rows
+
+    def copies(row):
+        return played_last(row) == Mechanism.from_text(row["completion"][0]["content"])
+
+    every, fewer, none = rows(), rows(same_share=0.5), rows(same_share=0.0)
+    count = sum(map(copies, every))
+    assert count > 50 and none == [row for row in every if not copies(row)]
+    assert [row for row in fewer if not copies(row)] == none and 0.3 * count < sum(map(copies, fewer)) < 0.7 * count
+    hidden = rows(unseen_share=0.4)
+    assert 0.3 < np.mean([played_last(row) is None for row in hidden]) < 0.5
+    assert [row["completion"] for row in hidden] == [row["completion"] for row in every]
+    assert rows(late_share=0.0) == every[:lessons.EARLY * GROUP]
+
+
+def test_replies_that_are_held_obey_where_the_model_would_not(model, teacher):
+    def obeyed(constrained):
+        walked = list(lessons._walk(LanguageDesigner(*model, constrained=constrained), teacher, ONE.replace(detour=0.0), 3))
+        return np.mean([brief.allows(mechanism) for state in walked[1:10] for brief, mechanism in zip(
+            state.visit.episodes.briefs, state.visit.episodes.mechanisms)])
+
+    assert obeyed(True) == 1 > obeyed(False)
 
 
 def test_some_groups_are_told_neither_their_brief_nor_the_horizon(teacher):

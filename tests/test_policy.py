@@ -108,21 +108,36 @@ def test_a_config_is_enough_to_count(folder, settings):
     assert count_parameters(settings) == known
 
 
-def test_memory_by_hand(monkeypatch):
-    monkeypatch.setattr(policy, "model_device", lambda: "cpu")
+@pytest.mark.parametrize("kept, size", [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_memory_by_hand(monkeypatch, kept, size):
+    monkeypatch.setattr(policy, "frozen_dtype", lambda: kept)
     maps = 28 * (2 * 1536 * 1536 + 2 * 1536 * 256 + 3 * 1536 * 8960)
     rest, trained = 1_543_714_304 - maps, 18_464_768
-    assert memory_needed(PUBLISHED) == 4 * (maps + rest) + 16 * trained
+    assert memory_needed(PUBLISHED) == size * (maps + rest) + 16 * trained
     packed = memory_needed(PUBLISHED.replace(quantisation="nf4"))
-    assert packed == pytest.approx(4.127 / 8 * maps + 4 * rest + 16 * trained, abs=1)
+    assert packed == pytest.approx(4.127 / 8 * maps + size * rest + 16 * trained, abs=1)
     assert memory_needed(PUBLISHED.replace(lora_rank=0)) == 16 * (maps + rest)
 
 
 def test_too_little_memory_is_said_with_both_numbers_before_anything_is_fetched(monkeypatch, offline):
-    monkeypatch.setattr(policy, "model_device", lambda: "cpu")
+    monkeypatch.setattr(policy, "frozen_dtype", lambda: torch.float32)
     monkeypatch.setattr(policy, "memory_free", lambda: 2**30)
     with pytest.raises(ValueError, match=r"at least 6\.0 GiB of memory and 1\.0 GiB are free: set lora_rank"):
         load_policy(PUBLISHED, 0)
+
+
+def test_adapters_of_the_upper_layers_are_all_that_is_trained(settings):
+    def trained(count):
+        model, _ = load_policy(settings.replace(adapted_layers=count), 0)
+        return {int(name.split(".layers.")[1].split(".")[0]) for name, p in model.named_parameters() if p.requires_grad}
+
+    layers = load_policy(settings, 0)[0].config.num_hidden_layers
+    assert trained(0) == set(range(layers)) and trained(1) == {layers - 1}
+    assert count_parameters(settings.replace(adapted_layers=1)).trainable * layers == count_parameters(settings).trainable
+    with pytest.raises(ValueError, match=f"adapted_layers must be at most the {layers} of the base, not {layers + 1}"):
+        trained(layers + 1)
+    with pytest.raises(ValueError, match="adapted_layers must be 0 without adapters, lora_rank 0, not 1"):
+        PolicySettings(adapted_layers=1)
 
 
 # Folders and names

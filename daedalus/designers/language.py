@@ -17,7 +17,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -270,19 +270,20 @@ def _rows(
     return rows[0][:shared], [row[shared:] for row in rows]
 
 
-def _encode(
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: Sequence[list[int]],  # of tokens
+def _padded(
+    rows: Sequence[Sequence[int]],  # tokens
+    padding: int,
+    longest: int,
+    before: bool = False,  # the padding stands before each row, not behind it
 ) -> tuple["torch.Tensor", "torch.Tensor"]:  # tokens and mask, int64 [rows, longest]
-    """Rows of tokens, padded on the left; the mask is 1 where there is text."""
+    """Rows of tokens, padded to one length; the mask is 1 where there is text."""
     import torch
 
-    tokens = torch.full((len(rows), max(map(len, rows))), padding_token(tokenizer))
-    mask = torch.zeros_like(tokens)
-    for at, row in enumerate(rows):
-        tokens[at, -len(row):] = torch.tensor(row)
-        mask[at, -len(row):] = 1
-    return tokens, mask
+    places, lengths = np.arange(longest), np.array([[len(row)] for row in rows])
+    mask = places >= longest - lengths if before else places < lengths
+    tokens = np.full(mask.shape, padding)
+    tokens[mask] = np.fromiter(chain.from_iterable(rows), np.int64)
+    return torch.from_numpy(tokens), torch.from_numpy(mask.astype(np.int64))
 
 # %% ../../nbs/25_language.ipynb #begun
 def _begun(
@@ -301,6 +302,14 @@ def _begun(
     return cache
 
 # %% ../../nbs/25_language.ipynb #reader
+def _logprobs(
+    logits: "torch.Tensor",  # [..., vocabulary]
+    tokens: "torch.Tensor",  # int64 [...]
+) -> "torch.Tensor":  # [...]
+    """The log-probability of each token."""
+    return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
+
+
 class _Reader:
     """What a model has read in each row, and its scores for the next token."""
 
@@ -319,26 +328,30 @@ class _Reader:
         self.model, self.cache, read = model, _begun(model, beginning, len(tokens)), mask.new_ones(len(mask), len(beginning))
         self.mask = torch.cat([read, mask], 1).to(model.device)
         self.next = self.mask.sum(1, keepdim=True)
-        self._advance(tokens.to(model.device), (self.mask.cumsum(1) - 1).clamp(min=0)[:, len(beginning):])
+        self.logits = self._scores(tokens.to(model.device), (self.mask.cumsum(1) - 1).clamp(min=0)[:, len(beginning):], 1)[:, 0]
         self.cache.batch_repeat_interleave(samples)
         self.mask, self.next, self.logits = (
             part.repeat_interleave(samples, 0) for part in (self.mask, self.next, self.logits))
 
-    def _advance(self, tokens, positions):
-        """Read more tokens [rows, n] at their positions."""
-        self.logits = self.model(input_ids=tokens, attention_mask=self.mask, position_ids=positions,
-                                 past_key_values=self.cache, logits_to_keep=1).logits[:, -1]
+    def _scores(self, tokens, positions, kept):
+        """Read more tokens [rows, n] at their positions; return the scores behind the last of them, [rows, kept, tokens]."""
+        return self.model(input_ids=tokens, attention_mask=self.mask, position_ids=positions,
+                          past_key_values=self.cache, logits_to_keep=kept).logits
 
     def read(
         self,
-        tokens: "torch.Tensor",  # int64 [rows]
-    ) -> None:
-        """Read one more token in each row."""
-        from torch.nn.functional import pad
+        tokens: "torch.Tensor",  # int64 [rows, longest]: what follows in each row, filled up on the right
+        mask: "torch.Tensor",  # [rows, longest]: 1 where there is text
+    ) -> "torch.Tensor":  # float [rows]
+        """Read more tokens in each row, perhaps none; return the log-probability of all but the first."""
+        import torch
 
-        self.mask = pad(self.mask, (0, 1), value=1)
-        self._advance(tokens[:, None], self.next)
-        self.next = self.next + 1
+        self.mask, last, size = torch.cat([self.mask, mask], 1), self.logits, tokens.shape[1]
+        scores = self._scores(tokens, self.next + torch.arange(size, device=tokens.device), size)
+        self.next = self.next + (lengths := mask.sum(1, keepdim=True))
+        ends = scores.gather(1, (lengths - 1).clamp(min=0)[..., None].expand(-1, -1, scores.shape[-1]))[:, 0]
+        self.logits = torch.where(lengths > 0, ends, last)
+        return (mask[:, 1:] * _logprobs(scores[:, :-1], tokens[:, 1:])).sum(1)
 
 # %% ../../nbs/25_language.ipynb #allowed
 def _allowed(
@@ -354,6 +367,32 @@ def _allowed(
     forbidden[:, :allowed.shape[1]] = torch.from_numpy(~allowed)
     return logits.masked_fill(forbidden.to(logits.device), -torch.inf)
 
+# %% ../../nbs/25_language.ipynb #page
+@dataclass
+class _Page:
+    """A reply that is being written."""
+
+    longest: int  # tokens
+    stops: set[int]  # tokens that end it
+    matcher: "LLMatcher | None"  # of the constraint
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is at its end."""
+        return len(self.tokens) == self.longest or (bool(self.tokens) and self.tokens[-1] in self.stops)
+
+    def add(self, chosen: Sequence[int]) -> list[int]:
+        """Write what was chosen, and all that can only follow; return these tokens."""
+        run = [*chosen]
+        if self.matcher and (not run or self.matcher.consume_token(run[0])) and not self.matcher.is_stopped():
+            forced = self.matcher.compute_ff_tokens()
+            self.matcher.consume_tokens(forced)
+            run += forced
+        run = run[:self.longest - len(self.tokens)]
+        self.tokens += run
+        return run
+
 # %% ../../nbs/25_language.ipynb #write
 def _write(
     model: "PreTrainedModel",
@@ -367,26 +406,25 @@ def _write(
     """The tokens of replies to some prompts, and the log-probability that the model itself gives each reply."""
     import torch
 
-    beginning, rows = _rows(tokenizer, prompts)
-    reader = _Reader(model, beginning, *_encode(tokenizer, rows), samples=uniforms.shape[1])
-    shape, uniforms = uniforms.shape, uniforms.flatten(0, 1).to(model.device)
-    written = torch.full(uniforms.shape, padding_token(tokenizer), device=model.device)
-    logprobs = torch.zeros(len(written), device=model.device)
-    running = torch.ones(len(written), dtype=torch.bool, device=model.device)
-    ends = torch.tensor(sorted(stops), device=model.device)
-    matchers = [constraint.deep_copy() for constraint in constraints for _ in range(shape[1])]
-    for at in range(shape[-1]):
+    (beginning, rest), padding = _rows(tokenizer, prompts), padding_token(tokenizer)
+    (_, samples, longest), uniforms = uniforms.shape, uniforms.flatten(0, 1).to(model.device)
+    reader = _Reader(model, beginning, *_padded(rest, padding, max(map(len, rest)), before=True), samples)
+    matchers = [constraint.deep_copy() for constraint in constraints for _ in range(samples)]
+    pages = [_Page(longest, stops, matcher) for matcher in matchers] or [_Page(longest, stops, None) for _ in uniforms]
+    logprobs = torch.zeros(len(uniforms), device=model.device)
+    runs = [page.add([]) for page in pages]
+    while True:
+        if size := max(map(len, runs)):
+            tokens, mask = (part.to(model.device) for part in _padded(runs, padding, size))
+            logprobs += mask[:, 0] * _logprobs(reader.logits, tokens[:, 0])
+            if size > 1 or not all(page.done for page in pages): logprobs += reader.read(tokens, mask)
+        if all(page.done for page in pages): break
+        at = torch.tensor([[min(len(page.tokens), longest - 1)] for page in pages], device=model.device)
         logits = _allowed(reader.logits, matchers) if matchers else reader.logits
-        chosen = _choose(logits, temperature, uniforms[:, at])
-        written[running, at] = chosen[running]
-        logprobs += running * (reader.logits.gather(1, chosen[:, None])[:, 0] - reader.logits.logsumexp(-1))
-        running &= ~torch.isin(chosen, ends)
-        if not running.any() or at == shape[-1] - 1:
-            break
-        for matcher, token in zip(matchers, chosen.tolist()):
-            matcher.consume_token(token)
-        reader.read(chosen)
-    return written.cpu().unflatten(0, shape[:2]), logprobs.cpu().unflatten(0, shape[:2])
+        chosen = _choose(logits, temperature, uniforms.gather(1, at)[:, 0])
+        runs = [[] if page.done else page.add([token]) for page, token in zip(pages, chosen.tolist())]
+    table, _ = _padded([page.tokens for page in pages], padding, longest)
+    return table.unflatten(0, (-1, samples)), logprobs.cpu().unflatten(0, (-1, samples))
 
 # %% ../../nbs/25_language.ipynb #samples
 ROWS = {"cpu": 256, "cuda": 1024}  # replies that are written at once, by device
@@ -515,29 +553,57 @@ def _tokens_of(
 
 def _matcher(
     tokens: Any,  # as `_tokens_of` returns them
+    forced: bool,  # where only one text can follow, it is told as tokens
     pattern: str,
 ) -> "LLMatcher":
     """What keeps a text to a pattern."""
     from llguidance import LLMatcher
 
     grammar = pattern.replace("/", r"\/")
-    return LLMatcher(tokens, f'%llguidance {{"no_forcing": true}}\nstart: /{grammar}/')
+    return LLMatcher(tokens, f'%llguidance {json.dumps({"no_forcing": not forced})}\nstart: /{grammar}/')
+
+# %% ../../nbs/25_language.ipynb #forces
+def _forces(
+    tokenizer: "PreTrainedTokenizerBase",
+    tokens: Any,  # as `_tokens_of` returns them
+    pattern: str,
+    examples: Sequence[str],  # texts of the pattern
+) -> bool:
+    """Whether the tokens that a pattern forces are those that the tokenizer itself cuts some texts into."""
+    for example in examples:
+        own, matcher, at = tokenizer(example, add_special_tokens=False)["input_ids"], _matcher(tokens, True, pattern), 0
+        while at < len(own):
+            run = matcher.compute_ff_tokens()
+            if run != own[at:at + len(run)]: return False
+            matcher.consume_tokens(run := run or own[at:at + 1])
+            at += len(run)
+    return True
 
 # %% ../../nbs/25_language.ipynb #text-matcher
 def text_matcher(
     tokenizer: "PreTrainedTokenizerBase",
     pattern: str,  # a regular expression of the whole text
+    examples: Sequence[str],  # texts of the pattern, which show how the tokenizer cuts them
 ) -> "LLMatcher":
     """What keeps a text to a pattern, at the text's beginning: copied for each text.
 
     Raises ModuleNotFoundError where llguidance is not installed, and ValueError for a tokenizer that it cannot read.
     """
-    return _matcher(_tokens_of(tokenizer), pattern)
+    tokens = _tokens_of(tokenizer)
+    return _matcher(tokens, _forces(tokenizer, tokens, pattern, examples), pattern)
+
+
+def _reply_matchers(
+    tokenizer: "PreTrainedTokenizerBase",
+) -> "Callable[[str], LLMatcher]":
+    """The matcher of a pattern of mechanisms, each made once: a large tokenizer takes about a second."""
+    tokens, examples = _tokens_of(tokenizer), [DEFAULT_MECHANISM.to_text(), LONGEST_REPLY]
+    return cache(partial(_matcher, tokens, _forces(tokenizer, tokens, REPLY_PATTERN, examples)))
 
 
 def mechanism_matcher(tokenizer: "PreTrainedTokenizerBase") -> "LLMatcher":
     """What keeps a reply to the text of a mechanism, as `text_matcher` does."""
-    return text_matcher(tokenizer, REPLY_PATTERN)
+    return _reply_matchers(tokenizer)(REPLY_PATTERN)
 
 # %% ../../nbs/25_language.ipynb #reply
 class Reply(NamedTuple):
@@ -615,8 +681,7 @@ class LocalModel(ChatModel):
 
     @cached_property
     def _matcher_of(self) -> "Callable[[str], LLMatcher]":
-        """The matcher of a pattern, each made once: a large tokenizer takes about a second."""
-        return cache(partial(_matcher, _tokens_of(self.tokenizer)))
+        return _reply_matchers(self.tokenizer)
 
     def __getstate__(self) -> dict:
         """What a copy or another process gets: all but the matchers, which it makes anew."""

@@ -275,10 +275,12 @@ def model_device() -> str:
 
 
 def frozen_dtype() -> "torch.dtype":
-    "How numbers are kept that are not trained."
+    "How the numbers of a base are kept below adapters: bfloat16 where the device computes in it."
     import torch
 
-    return torch.bfloat16 if model_device() == "cuda" else torch.float32
+    able = torch.cpu.get_capabilities()
+    halves = model_device() == "cuda" or any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if halves else torch.float32
 
 # %% ../../nbs/24_models.ipynb #load-model
 def load_model(
@@ -292,7 +294,7 @@ def load_model(
     the extra `designer` is not installed.
     """
     try:
-        import torch  # noqa: F401  transformers finds out late that it is missing
+        import torch  # transformers finds out late that it is missing
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ModuleNotFoundError as error:
         needed = str(error.name).partition(".")[0]
@@ -300,7 +302,7 @@ def load_model(
 
     folder = find_model(name)
     model, report = AutoModelForCausalLM.from_pretrained(
-        folder, config=model_config(folder), dtype=dtype or frozen_dtype(), device_map={"": model_device()},
+        folder, config=model_config(folder), dtype=dtype or (torch.bfloat16 if model_device() == "cuda" else torch.float32), device_map={"": model_device()},
         output_loading_info=True, **options)
     if lacking := sorted(report["missing_keys"]):
         raise ValueError(f"model folder {str(folder)!r} lacks {len(lacking)} of the model's weights, {lacking[0]} the "

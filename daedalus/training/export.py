@@ -48,7 +48,7 @@ def probe_logits(
 
 # %% ../../nbs/34_export.ipynb #merge
 def _on_full_base(
-    model: "PreTrainedModel",  # adapters on a base in 4 bits
+    model: "PreTrainedModel",  # adapters on a base in 4 or 16 bits
     settings: PolicySettings,
 ) -> "PreTrainedModel":
     "The same adapters on the base in 32 bits."
@@ -69,10 +69,11 @@ def merge(
 
     Raises ExportError when the merged model is not the same function as the one with adapters.
     """
+    import torch
     from peft import PeftModel
 
     if not isinstance(model, PeftModel): return model
-    model = _on_full_base(model, settings) if settings.quantisation == "nf4" else model.float()
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()): model = _on_full_base(model, settings)
     tokens = range(min(64, model.config.vocab_size))
     before = probe_logits(model, tokens)
     merged = model.merge_and_unload(safe_merge=True)

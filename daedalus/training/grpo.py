@@ -28,7 +28,7 @@ from ..designers.levers import draw_brief, draw_wide
 from ..designers.search import Draw
 from ..seeds import generator_of
 from .policy import first_process, made_once, process_number, processes, share_of
-from .sft import OPTIMISER, progress_bar, shared_logprobs
+from .sft import OPTIMISER, adapters_on_a_card, progress_bar, shared_logprobs
 from ..designers.states import draw_populations, outlook, restore, snapshot, visits
 
 if TYPE_CHECKING:
@@ -385,7 +385,7 @@ def _own_generation(model: "PreTrainedModel", settings: GrpoSettings) -> bool:
 
     if settings.generation == "vllm" and not (find_spec("vllm") and torch.cuda.is_available()):
         raise ValueError("generation must be own or trl, not 'vllm': vLLM is not installed here, or there is no graphics card")
-    own = settings.generation == "own" and not (hasattr(model, "peft_config") and torch.cuda.is_available())
+    own = settings.generation == "own" and not adapters_on_a_card(model)
     share_of(settings.batch_size * settings.accumulation, settings.generations if own else 1)   # whole groups
     return own
 

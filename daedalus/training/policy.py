@@ -35,6 +35,7 @@ class PolicySettings(Record):
     quantisation: Literal["none", "nf4"] = Field("none", description="how the frozen weights are stored")
     lora_rank: Natural = Field(0, description="rank of the adapters; 0: no adapters, all parameters are trained")
     lora_alpha: Positive = Field(16, description="adapters are scaled by lora_alpha / lora_rank")
+    adapted_layers: Natural = Field(0, description="how many of the base's layers, from the last, have adapters; 0: all")
 
     @field_validator("base_model", mode="before")
     @classmethod
@@ -51,10 +52,22 @@ class PolicySettings(Record):
         if self.quantisation == "nf4" and not (self.base_model and self.lora_rank):
             raise ValueError("quantisation 'nf4' needs a base_model to quantise and a lora_rank above 0, "
                              "because 4-bit weights cannot be trained")
+        if self.adapted_layers and not self.lora_rank:
+            raise ValueError(f"adapted_layers must be 0 without adapters, lora_rank 0, not {self.adapted_layers}")
         return self
 
 # %% ../../nbs/30_policy.ipynb #targets
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _adapted(
+    layers: int,  # of the base
+    settings: PolicySettings,
+) -> list[int] | None:  # None: all
+    "The layers that have adapters, from 0; ValueError where the base has fewer."
+    if settings.adapted_layers > layers:
+        raise ValueError(f"adapted_layers must be at most the {layers} of the base, not {settings.adapted_layers}")
+    return list(range(layers - settings.adapted_layers, layers)) if settings.adapted_layers else None
 
 
 def with_adapters(
@@ -68,7 +81,7 @@ def with_adapters(
 
     if not settings.lora_rank: return model
     config = LoraConfig(task_type="CAUSAL_LM", r=settings.lora_rank, lora_alpha=settings.lora_alpha,
-                        target_modules=list(TARGETS))
+                        target_modules=list(TARGETS), layers_to_transform=_adapted(model.config.num_hidden_layers, settings))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
@@ -187,7 +200,7 @@ def _load_fast(
         load_in_4bit=settings.quantisation == "nf4")
     model = loader.get_peft_model(
         model, r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=0, bias="none",
-        target_modules=list(TARGETS), random_state=seed)
+        target_modules=list(TARGETS), random_state=seed, layers_to_transform=_adapted(model_config(str(settings.base_model)).num_hidden_layers, settings))
     return model, tokenizer
 
 # %% ../../nbs/30_policy.ipynb #load-policy

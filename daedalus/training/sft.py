@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_SHARE', 'EPISODE_PROMPTS', 'OPTIMISER', 'LOGGED', 'design_pairs', 'dataset_card', 'FineTuneSettings',
-           'progress_bar', 'shared_logprobs', 'fine_tune', 'valid_share']
+           'progress_bar', 'shared_logprobs', 'adapters_on_a_card', 'fine_tune', 'valid_share']
 
 # %% ../../nbs/31_sft.ipynb #imports
 import json
@@ -264,6 +264,13 @@ def _shared_prompt_tuner() -> type:
 
     return SharedPromptTuner
 
+
+def adapters_on_a_card(model: "PreTrainedModel") -> bool:
+    """Whether TRL's own trainers are wanted: other loaders of adapters keep no cache of prompts while they train."""
+    import torch
+
+    return hasattr(model, "peft_config") and torch.cuda.is_available()
+
 # %% ../../nbs/31_sft.ipynb #fine-tune
 LOGGED = ("loss", "grad_norm", "learning_rate")  # what is kept of each step
 
@@ -288,7 +295,7 @@ def fine_tune(
         raise ValueError("rows must hold at least one pair of a prompt and a completion")
     labelled = Dataset.from_dict(_labelled(tokenizer, rows))
     order = _order([row["prompt"] for row in rows], settings.steps * settings.batch_size, settings.seed)
-    kind = SFTTrainer if hasattr(model, "peft_config") else _shared_prompt_tuner()
+    kind = SFTTrainer if adapters_on_a_card(model) else _shared_prompt_tuner()
     with torch.random.fork_rng():
         trainer = kind(model, _trainer_settings(settings, folder), processing_class=tokenizer,
                        train_dataset=labelled.select(order), callbacks=[progress_bar("fine-tuning", "loss")],

@@ -348,7 +348,7 @@ class Translator:
     @cached_property
     def _matcher(self) -> "LLMatcher":
         "Made once: a large tokenizer takes about a second."
-        return text_matcher(self.tokenizer, BRIEF_PATTERN)
+        return text_matcher(self.tokenizer, BRIEF_PATTERN, [Brief().text(), LONGEST_BRIEF])
 
 
 def translate(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", words: str) -> Brief:
