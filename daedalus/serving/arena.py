@@ -664,8 +664,8 @@ def _costs(
     designers: Mapping[str, Player],  # by name
 ) -> str:
     """What a reply of each side's designer costs, where it says so."""
-    told = {side.designer: getattr(designers.get(side.designer), "cost", None) for side in arena.sides}
-    return filled("cost.html", costs={name: cost() for name, cost in told.items() if cost})
+    costs = {side.designer: getattr(designers.get(side.designer), "cost", None) for side in arena.sides}
+    return filled("cost.html", costs={name: cost() for name, cost in costs.items() if cost})
 
 # %% ../../nbs/55_arena.ipynb #events
 class _Buttons:

@@ -882,18 +882,18 @@ def _export(
 # %% ../../nbs/35_train.ipynb #hand-over
 def _hand_over(
     chosen: Profile,
-    told: dict,  # what the record says so far
+    so_far: dict,  # what the record says so far
     folders: dict[str, Path],  # by stage: of the phase that completes it
     work: Path,
     output: Path,
 ) -> dict:  # the record
     """Choose a stage, export it, and write the record and the history."""
-    seed, episodes, phases = told["seed"], told["episodes"], told["phases"]
+    seed, episodes, phases = so_far["seed"], so_far["episodes"], so_far["phases"]
     valued = {stage: _validated(chosen, seed, folder, 2 * episodes) for stage, folder in folders.items()}
     shipped = max(valued, key=lambda stage: valued[stage]["mean"])
-    record = told | {"teacher": _teacher_report(chosen, seed, work, episodes), "validation": valued, "shipped": shipped,
+    record = so_far | {"teacher": _teacher_report(chosen, seed, work, episodes), "validation": valued, "shipped": shipped,
                      "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
-    _export(chosen, seed, folders[shipped], output, told["reports"])
+    _export(chosen, seed, folders[shipped], output, so_far["reports"])
     write_text(output / "training_history.csv", history_table(phases).to_csv(index=False, float_format="%.6g"))
     write_text(output / "training_history.json", json.dumps([[run["kind"], run["history"]] for run in phases]) + "\n")
     write_text(work / "record.json", json.dumps(record) + "\n")
@@ -927,8 +927,8 @@ def train(
             if stage := stage_name(chosen, number):
                 folders[stage] = folder
                 reports[stage] = {"rounds": rounds, **made_once(partial(_report, chosen, seed, folder, episodes))}
-        told = {"profile": name, "seed": seed, "episodes": episodes, "phases": phases, "reports": reports}
-        return made_once(lambda: _hand_over(chosen, told, folders, work, output))
+        so_far = {"profile": name, "seed": seed, "episodes": episodes, "phases": phases, "reports": reports}
+        return made_once(lambda: _hand_over(chosen, so_far, folders, work, output))
 
 # %% ../../nbs/35_train.ipynb #train-further
 def train_further(
