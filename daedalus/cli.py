@@ -772,8 +772,7 @@ def serve(
     repo_id: Annotated[str | None, typer.Option(help="Folder or hub name of a language model.")] = None,
     sessions: Annotated[int, typer.Option(help="Episodes at a time, over sockets and over requests, 1 or more.")] = 64,
     idle: Annotated[float, typer.Option(help="Seconds of silence after which a session is forgotten.")] = 600.0,
-    patience: Annotated[float | None, typer.Option(
-        help="Seconds that a request waits for the designer. [20; 120 for a model that is named]")] = None,
+    patience: Annotated[float | None, typer.Option(help="Seconds a request waits. [20; 120 for a named model]")] = None,
     origin: Annotated[list[str] | None, typer.Option(help="Other address whose pages may call; may repeat.")] = None,
     host_name: Annotated[list[str] | None, typer.Option(help="Name a proxy on this machine asks for; may repeat.")] = None,
     root_path: Annotated[str, typer.Option(help="Path at which a proxy has it, such as /daedalus.")] = "",

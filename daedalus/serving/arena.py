@@ -104,10 +104,7 @@ class Arena:
     sides: tuple[Side, ...]  # one or two, in the order of SIDES
     revealed: bool = False  # whether to tell which bidder is of which type before the end
 
-    @property
-    def brief(self) -> Brief | None:
-        """What is wanted; None: the published reward, under no rules."""
-        return next(iter(self.sides[0].episodes.briefs), None)
+    brief = property(lambda self: next(iter(self.sides[0].episodes.briefs), None), doc="What is wanted; None: no brief.")
 
     @property
     def done(self) -> bool:
@@ -393,7 +390,7 @@ def populations() -> dict[str, Population]:
     return {f"{name.removesuffix('s')} {at}: {p.bidders} bidders, {p.n_items} unit{'s' if p.n_items > 1 else ''}": p
             for name in SUITES for at, p in enumerate(suite(name))}
 
-# %% ../../nbs/55_arena.ipynb #read-brief
+# %% ../../nbs/55_arena.ipynb #brief-parts
 LONGEST_BRIEF = 1000  # characters
 EXAMPLES = {
     "the published reward": "",
@@ -419,6 +416,16 @@ def _values(name: str) -> str:
     return f"one of {', '.join(lever.text(value) for value in lever.settings)}"
 
 
+
+def _is_json(text: str) -> bool:
+    """Whether a text is one value in JSON."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+# %% ../../nbs/55_arena.ipynb #read-brief
 def read_brief(
     text: str | None,  # None, or nothing in it: no brief
 ) -> Brief | None:
@@ -438,15 +445,6 @@ def read_brief(
     if brief.words is not None:
         raise BriefError("brief: words must be left out, since the designers here read the rules alone")
     return brief
-
-
-def _is_json(text: str) -> bool:
-    """Whether a text is one value in JSON."""
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 # %% ../../nbs/55_arena.ipynb #choice
 class Choice(NamedTuple):
@@ -583,7 +581,7 @@ def _lever_control(
     choices = known_auction_types() if isinstance(lever, FormatLever) else lever.settings
     return gr.Dropdown([(lever.words(choice), choice) for choice in choices], **known)
 
-# %% ../../nbs/55_arena.ipynb #controls
+# %% ../../nbs/55_arena.ipynb #choices
 AUTO, PAUSE = "Auto", "Pause"
 LIVE = '<p role="status" aria-live="polite" class="daedalus">${value}</p>'  # template of the sentence
 ALERT = LIVE.replace('"status" aria-live="polite"', '"alert"')  # of what is wrong with the brief
@@ -613,7 +611,7 @@ def _examples(gr) -> dict:
     with gr.Row(elem_id="examples"):
         return {text: gr.Button(about, size="sm", min_width=60, elem_classes="example") for about, text in EXAMPLES.items()}
 
-
+# %% ../../nbs/55_arena.ipynb #controls
 def _controls(
     gr,  # the gradio module
     names: Sequence[str],  # of the designers
@@ -732,10 +730,9 @@ class _Player(_Buttons):
         except MechanismError as error:
             raise ValueError(f"the rules that manual plays: {error}") from None
         faults = wanted_in(opened.sides[0].episodes)[0].faults(manual.mechanism)
-        if faults and any(side.designer == MANUAL for side in opened.sides):
+        if faults and MANUAL in choice[2:4]:
             raise ValueError(f"the rules that manual plays: {faults[0]}, says the brief")
-        before = here if _chosen(here) == _chosen(opened) else opened
-        return before.reveal(reveal).step({**self.designers, MANUAL: manual})
+        return (here if _chosen(here) == _chosen(opened) else opened).reveal(reveal).step({**self.designers, MANUAL: manual})
 
     def step(self, place: str, reveal: bool, *rest) -> dict:
         """One step, by hand."""

@@ -21,7 +21,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 import orjson
@@ -40,7 +39,7 @@ from .access import (
     HEADERS, Access, JsonLines, Metrics, Only, ResponseHeaders, client_of, log, methods_of, refusals)
 from .connections import UVICORN, settings
 from ..designers.base import BatchDesigner, Player
-from ..designers.models import PRETRAINED, pretrained_path
+from ..designers.models import PRETRAINED, pretrained_here
 from ..env import RECENT, EpisodeError
 from ..market.engine import SIGNALS, Score, Signal
 from .openenv import DaedalusAction, DaedalusObservation, DaedalusOpenEnv, DaedalusState, ResetOptions
@@ -52,9 +51,8 @@ from .sessions import (
     LIMITS, SLOW, Batch, Cost, DesignerQueue, Limits, Place, Places, ServiceError, Sessions, play_batch)
 from ..designers.specs import designer, load_files
 
-_all_ = ["HEADERS", "UVICORN"]  # also to be had from here
-
 # %% ../../nbs/56_serve.ipynb #frame
+_all_ = ["HEADERS", "UVICORN"]  # also to be had from here
 CODES = WSErrorCode  # what OpenEnv calls kinds of errors
 
 
@@ -375,17 +373,12 @@ async def while_there(
 OFFERED = ("first edition", "contextual-brief", "contextual", "best fixed", "informed-greedy", "random")
 
 
-def _kept_here(name: str) -> bool:
-    """Whether a pretrained model can be loaded without fetching anything."""
-    return pretrained_path(name).is_dir() and all(map(find_spec, ("torch", "transformers")))
-
-
 def designer_queues(
     own: DesignerQueue,
 ) -> dict[str, DesignerQueue]:
     """Who may be asked, by name, the service's own first."""
     patient = own.limits.replace(patience=max(own.limits.patience, SLOW))
-    limits = {"trained": own.limits, **dict.fromkeys(filter(_kept_here, PRETRAINED), patient),
+    limits = {"trained": own.limits, **dict.fromkeys(filter(pretrained_here, PRETRAINED), patient),
               **dict.fromkeys(OFFERED, own.limits)}
     mine = own.loaded_name.replace(" ", "-")
     return {own.loaded_name: own, **{name: DesignerQueue(partial(designer, name), each, name)

@@ -404,10 +404,6 @@ class _Loaded:
         """The designer's mechanisms."""
         return self.meter.ask(self.designer(), observations)
 
-    def measure(self) -> Future:  # of the answer
-        """Load the designer, and let it answer once for nobody, so that what it costs is known before somebody waits."""
-        return self._queue.put([DaedalusEnv(Population.stage(4)).reset(0)])
-
 # %% ../../nbs/51_sessions.ipynb #designer-queue
 class DesignerQueue(_Loaded):
     """A designer that answers those who wait for it."""
@@ -418,11 +414,12 @@ class DesignerQueue(_Loaded):
                 "answered": self.answered, "note": self.note, "cost": self.meter.cost(),
                 **{count: getattr(self._designer, count, 0) for count in ("invalid", "partial")}}
 
-    async def design(self, observation: Observation) -> Mechanism:
-        """The designer's mechanism; ServiceError when too many ask, or it takes too long.
+    def measure(self) -> Future:  # of the answer
+        """Load the designer, and let it answer once for nobody, so that what it costs is known before somebody waits."""
+        return self._queue.put([DaedalusEnv(Population.stage(4)).reset(0)])
 
-        Cancelled, it leaves the queue.
-        """
+    async def design(self, observation: Observation) -> Mechanism:
+        """The designer's mechanism; ServiceError when too many ask or it takes too long. Cancelled, it leaves the queue."""
         if self.waiting > self.limits.waiting:
             raise ServiceError(f"{self.waiting} requests wait for the designer", 503, self._queue.ahead())
         self.waiting += 1

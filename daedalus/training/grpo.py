@@ -378,7 +378,7 @@ class GrpoResult(NamedTuple):
     rounds: int  # simulated rounds, those of the episodes included
     seconds: dict[str, float]  # spent on states, generation, reward and update
 
-# %% ../../nbs/33_grpo.ipynb #reinforce
+# %% ../../nbs/33_grpo.ipynb #who-writes
 def _own_generation(model: "PreTrainedModel", settings: GrpoSettings) -> bool:
     """Whether this project's trainer writes the replies; ValueError where it cannot, or vLLM is to and is not here."""
     import torch
@@ -398,7 +398,7 @@ def _summed(count: int) -> int:
 
     return sum(gather_object([count]))
 
-
+# %% ../../nbs/33_grpo.ipynb #reinforce
 def reinforce(
     model: "PreTrainedModel",  # as loaded from a folder, from which TRL loads the reference; changed in place
     tokenizer: "PreTrainedTokenizerBase",

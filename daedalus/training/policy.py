@@ -226,10 +226,6 @@ def load_policy(
     return with_adapters(model, settings, seed), tokenizer
 
 # %% ../../nbs/30_policy.ipynb #processes
-T = TypeVar("T")
-_making: list = []   # what the first process makes now: what it needs for that, it makes alone
-
-
 @cache
 def _launched() -> Any:  # accelerate.PartialState, or None where this process is alone
     "The processes that train together."
@@ -251,6 +247,10 @@ def first_process() -> bool:
 def process_number() -> int:   # from 0
     "Which of the processes this is."
     return _launched().process_index if _launched() else 0
+
+# %% ../../nbs/30_policy.ipynb #made-once
+T = TypeVar("T")
+_making: list = []   # what the first process makes now: what it needs for that, it makes alone
 
 
 def made_once(

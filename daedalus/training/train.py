@@ -377,7 +377,7 @@ def _teacher(
     record = made_once(lambda: _learn_teacher(profile, seed, work))
     return Teacher.load(_teacher_file(profile, seed, work)), record["seconds"]
 
-# %% ../../nbs/35_train.ipynb #run-rft
+# %% ../../nbs/35_train.ipynb #imitate
 def _earlier_rows(
     place: Place,
 ) -> list[dict]:
@@ -401,7 +401,7 @@ def _imitate(
         write_text(place.folder / "rows.json", json.dumps(rows))
     return history
 
-
+# %% ../../nbs/35_train.ipynb #run-rft
 def _rft(
     model, tokenizer,
     phase: RftPhase,
