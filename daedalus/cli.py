@@ -201,7 +201,7 @@ def _load(
         load_files(files)
 
 # %% ../nbs/62_cli.ipynb #objective
-MODEL = "Designer: a name such as greedy, openai/NAME, hf/ORG/NAME, or a folder. [default: trained]"
+MODEL = "Designer: a name such as greedy or smollm2, openai/NAME, hf/ORG/NAME, or a folder. [default: trained]"
 OBJECTIVE = ("What is rewarded, such as 'welfare x revenue^2': a product of welfare, fairness, participation, stability and "
              "revenue, each from 0 to 1, to powers from 0 to 3.")
 PUBLISHED = "welfare x fairness x participation x stability"
@@ -442,6 +442,7 @@ def _train_here(
     **options,  # of `daedalus.training.train.train`
 ) -> int:  # the exit code
     """Train on this machine, once all that can be known beforehand is in order."""
+    from daedalus.training.policy import first_process
     from daedalus.training.train import train as run
 
     work, output, record = places
@@ -450,6 +451,8 @@ def _train_here(
     if record:
         check_output(record)
     trained = run(profile, work=work, output=output, **options)
+    if not first_process():   # which says and writes what there is to be said
+        return 0
     if record:
         write_text(record, json.dumps(trained) + "\n")
     _show_reports(trained["reports"], output)
@@ -769,6 +772,7 @@ def serve(
     repo_id: Annotated[str | None, typer.Option(help="Folder or hub name of a language model.")] = None,
     sessions: Annotated[int, typer.Option(help="Episodes at a time, over sockets and over requests, 1 or more.")] = 64,
     idle: Annotated[float, typer.Option(help="Seconds of silence after which a session is forgotten.")] = 600.0,
+    patience: Annotated[float | None, typer.Option(help="Seconds a request waits. [20; 120 for a named model]")] = None,
     origin: Annotated[list[str] | None, typer.Option(help="Other address whose pages may call; may repeat.")] = None,
     host_name: Annotated[list[str] | None, typer.Option(help="Name a proxy on this machine asks for; may repeat.")] = None,
     root_path: Annotated[str, typer.Option(help="Path at which a proxy has it, such as /daedalus.")] = "",
@@ -787,15 +791,17 @@ def serve(
         raise ValueError(f"--root-path must be a path such as /daedalus, not {root_path!r}")
     _quieten()
     from daedalus.serving.serve import serve as run
-    from daedalus.serving.sessions import Limits
+    from daedalus.serving.sessions import LIMITS, SLOW, Limits
     from daedalus.designers.specs import designer, model_spec
 
-    limits = Limits(sessions=sessions, idle=idle, origins=tuple(origin or ()), hosts=tuple(host_name or ()))
     spec = model_spec(model, repo_id)
+    waited = patience if patience is not None else LIMITS.patience if spec == "trained" else SLOW
+    limits = Limits(sessions=sessions, idle=idle, patience=waited, origins=tuple(origin or ()), hosts=tuple(host_name or ()))
     served = {"base_url": base_url} if base_url else {}
     chosen = designer(spec, **served) if spec != "trained" or served else None   # one that is not there is told now
     typer.echo(f"arena: http://{host}:{port}/   figures: /plots/   description: /docs   (Ctrl-C ends it)")
-    run(host, port, limits, lambda: chosen or designer("trained"), root_path, spec, wanted)
+    run(host, port, limits, lambda: chosen or designer("trained"), root_path, spec, wanted,
+        measured=not hasattr(chosen, "usage"))   # a server may want money for it
 
 # %% ../nbs/62_cli.ipynb #main
 def main() -> None:

@@ -13,7 +13,7 @@ import threading
 import uuid
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote, urlencode
 
 import numpy as np
 import pandas as pd
@@ -23,8 +23,8 @@ from shared import PATIENCE, until
 import daedalus as dd
 from daedalus.serving import arena as arena_module
 from daedalus.serving.arena import (
-    NOBODY, SCORE_NAMES, SIDES, VISITORS, Choice, arena_of, arena_page, episode_table, link_of, mount_arena, open_arena,
-    own_head, populations)
+    EXAMPLES, NOBODY, SCORE_NAMES, SIDES, VISITORS, BriefError, Choice, arena_of, arena_page, episode_table, link_of,
+    mount_arena, open_arena, own_head, populations, read_brief)
 from daedalus.market.bidders import KINDS
 from daedalus.market.engine import SCORES, advance, new_market
 from daedalus.schema import DEFAULT_MECHANISM, FIELDS, INFORMED_GREEDY
@@ -288,6 +288,76 @@ def test_headings_logs_and_meanings_are_there_for_everybody():
     assert all(meaning in shown for _, _, meaning in SCORE_NAMES.values())
 
 
+# A brief
+
+LOW = "maximise welfare x revenue; reserve_price is at most 0.05"
+
+
+def briefed(text, steps, designers=CONTEST):
+    arena = open_arena(CROWD, list(designers), 5, brief=read_brief(text))
+    for _ in range(steps):
+        arena = arena.step(designers)
+    return arena
+
+
+def test_under_a_brief_everybody_obeys_it_and_is_rewarded_for_what_it_asks_for():
+    brief, contest = dd.Brief.from_text(LOW), CONTEST | {"reads": dd.designer("contextual-brief")}
+    table = dd.play(dd.designer("contextual-brief"), CROWD, 5, brief=brief)
+    fixed = dd.play(INFORMED_GREEDY.replace(reserve_price=0.05), CROWD, 5, brief=brief)
+    arena = briefed(LOW, 3, {name: contest[name] for name in ("greedy", "reads")})
+    greedy, reads = arena.sides
+    assert [turn.written for turn in greedy.turns[1:]] == [INFORMED_GREEDY] * 3
+    assert all(turn.mechanism.reserve_price == 0.05 for turn in greedy.turns[1:])
+    for side, expected in ((greedy, fixed), (reads, table)):
+        assert [turn.mechanism for turn in side.turns[1:]] == expected["mechanism"][:3].tolist()
+        assert [turn.outcome.reward for turn in side.turns[1:]] == expected["reward"][:3].tolist()
+    page = arena._repr_html_()
+    assert "Mended, because the brief says: reserve_price must be at most 0.05, not 0.18." in page and f"</b> {LOW}</p>" in page
+    assert "mean over rounds of welfare x revenue" in page and "Mended" not in briefed(LOW, 0)._repr_html_()
+
+
+def test_a_link_keeps_the_brief_and_what_was_mended():
+    arena = briefed(LOW, 2)
+    again = arena_of(link_of(arena), START, NAMES)
+    assert again.brief == arena.brief and again._repr_html_() == arena._repr_html_()
+    assert {row["brief"] for row in episode_table(arena).to_dict("records")} == {LOW}
+
+
+def test_what_the_service_rewards_is_what_designers_are_told():
+    seen = []
+    arena = open_arena(CROWD, ["mine"], 0, objective=dd.Objective.from_text("revenue"))
+    arena.step({"mine": lambda observation: seen.append(observation) or DEFAULT_MECHANISM})
+    assert seen[0].brief == dd.Brief.from_text("maximise revenue")
+
+
+@pytest.mark.parametrize("text, words", [
+    ("maximise profit", "brief: an objective is a product such as 'welfare x revenue^2', each of welfare, .*, not 'profit'"),
+    ("maximise revenue^4", "brief: revenue must be a number from 0 to 3, not 4.0"),
+    ("maximise revenue; reserve_price is at most 7", "brief: reserve_price must be a number from 0 to 0.9, not 7"),
+    ("maximise revenue; reserve_price is low", "brief: reserve_price must be a number from 0 to 0.9, not low"),
+    ("maximise revenue; auction_type is vcg; reserve_price is 0.1",
+     'brief: auction_type must be one of "first_price", "second_price", "vcg", not vcg'),
+    ('maximise revenue; auction_type is "dutch"', "brief: auction_type must be one of .*, not 'dutch'"),
+    ("maximise revenue; reveal_reserve is True", "brief: reveal_reserve must be one of false, true, not True"),
+    ("maximise revenue; fee is 1", "brief: 'fee' is not a lever; the levers are auction_type, .*"),
+    ("maximise revenue; reserve_price is at most 0.1; reserve_price is at least 0.2",
+     "brief: no mechanism obeys it: reserve_price must be at most 0.10, not 0.20"),
+    ('maximise revenue; words: "as we like it"', "brief: words must be left out, .*"),
+    ("revenue", "brief: a brief is a text such as .*, not 'revenue'"),
+    ("m" * 1001, "brief: it must have at most 1000 characters, not 1001"),
+])
+def test_what_is_no_brief_is_a_sentence_with_the_value_and_what_is_allowed(text, words):
+    with pytest.raises(BriefError) as refused:
+        arena_of(urlencode({"brief": text}), START, NAMES)
+    assert all(part in str(refused.value) for part in words.split(".*")) and str(refused.value).startswith(words.split(".*")[0])
+
+
+@pytest.mark.parametrize("text", [None, "", "  ", *EXAMPLES.values()])
+def test_an_example_is_canonical_and_nothing_is_no_brief(text):
+    brief = read_brief(text)
+    assert brief is None if not (text or "").strip() else brief.text() == text
+
+
 # A place to come back to
 
 @pytest.mark.parametrize("steps, designers, revealed", [
@@ -425,11 +495,17 @@ def app():
     import fastapi
 
     designers = {"trained": dd.LanguageDesigner.load(), "failing": failing(TimeoutError("it is busy")),
-                 "greedy": CONTEST["greedy"], "slow": slow, "random": CONTEST["random"]}
+                 "greedy": CONTEST["greedy"], "slow": slow, "random": Dear()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arena_module, "BEAT", 0.2)
         patch.setattr(arena_module, "VISITORS", FEW)
         return mount_arena(fastapi.FastAPI(), designers, links={"the figures": "plots/"})
+
+
+class Dear(dd.RandomDesigner):
+    "A designer that says what it costs."
+    def cost(self):
+        return "a second"
 
 
 FEW = 8   # visitors that are remembered here
@@ -663,6 +739,52 @@ def test_a_link_to_nowhere_opens_the_page_with_a_sentence(address, browser):
     assert message(page) == "seed must be a whole number from 0 to 4294967295, not 1.5." and faults == []
 
 
+def test_a_brief_is_written_picked_and_refused_in_a_browser(address, browser):
+    page, faults = visit(browser, address + "?left=greedy", viewport={"width": 390, "height": 800})
+    page.click("#step")
+    reached(page, 1)
+    page.get_by_role("button", name="sales at a low reserve").click()
+    reached(page, 0)
+    assert page.input_value("#brief input, #brief textarea") == LOW and page.inner_text(".dd-brief") == f"brief {LOW}"
+    page.click("#step")
+    reached(page, 1)
+    expected = dd.play(INFORMED_GREEDY.replace(reserve_price=0.05), dd.Population.stage(3), 0, brief=dd.Brief.from_text(LOW))
+    check_numbers(page, {"left": expected.head(1)})
+    assert page.inner_text("#cost p").startswith("A reply costs: random a second")
+    page.fill("#brief input, #brief textarea", "maximise revenue; reserve_price is at most 7")
+    page.press("#brief input, #brief textarea", "Enter")
+    page.wait_for_selector("#fault [role=alert]")
+    refusal = "brief: reserve_price must be a number from 0 to 0.9, not 7."
+    page.wait_for_function(f"document.querySelector('#fault p').innerText === {refusal!r}")
+    box, below = (page.locator(part).bounding_box() for part in ("#brief", "#fault"))
+    assert below["y"] >= box["y"] + box["height"] and page.get_attribute("#arena .daedalus", "data-step") == "1"
+    page.click("#step")   # plays nothing as long as the brief is wrong
+    page.wait_for_function("document.querySelector('#message p').innerText.startsWith('The brief is refused')")
+    page.fill("#brief input, #brief textarea", "maximise revenue")
+    page.press("#brief input, #brief textarea", "Enter")
+    reached(page, 0)
+    page.wait_for_function("document.querySelector('#fault p').innerText === ''")
+    choose(page, "left", "manual")
+    page.fill("#brief input, #brief textarea", "maximise revenue; reserve_price is at least 0.20")
+    page.press("#brief input, #brief textarea", "Enter")
+    page.wait_for_function("document.querySelector('.dd-brief').innerText.includes('0.20')")
+    page.click("#step")
+    refusal = "the rules that manual plays: reserve_price must be at least 0.20, not 0.10, says the brief."
+    page.wait_for_function(f"document.querySelector('#message p').innerText === {refusal!r}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390 and faults == []
+
+
+@pytest.mark.parametrize("query", ["left={}", "brief={}", "brief=maximise revenue; reserve_price is {}", "population={}"])
+def test_a_link_cannot_bring_a_tag(address, browser, query):
+    page = browser.new_page()
+    page.goto(address + "?" + quote(query.format("<img src=x onerror=window.ours=1>"), safe="="))
+    page.wait_for_selector("#arena .daedalus")
+    page.wait_for_function("(document.querySelector('#message p').innerText + document.querySelector('#fault p').innerText)"
+                           ".includes('not ')")
+    page.wait_for_timeout(300)
+    assert page.locator("#message img, #fault img").count() == 0 and page.evaluate("window.ours") is None
+
+
 CONTRASTS = """() => {
   const pen = Object.assign(document.createElement("canvas"), {width: 1, height: 1}).getContext("2d");
   const rgba = colour => {
@@ -692,13 +814,18 @@ CONTRASTS = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_has_contrast_in_the_light_and_in_the_dark(address, browser, scheme):
-    rules = "1_0.18_0_0_1_1_0_1.2_0.6_1.9_2"
-    page, faults = visit(browser, f"{address}?left=manual&reveal=1&left_rules={rules}", step=1, color_scheme=scheme)
+    rules, wish = "1_0.18_0_0_1_1_0_1.2_0.6_1.9_2", quote("maximise revenue; reserve_price is at most 0.10")
+    link = f"{address}?left=manual&reveal=1&left_rules={rules}&brief={wish}"
+    page, faults = visit(browser, link, step=1, color_scheme=scheme)
+    page.fill("#brief input, #brief textarea", "maximise profit")
+    page.press("#brief input, #brief textarea", "Enter")
+    page.wait_for_function("document.querySelector('#fault p').innerText.includes('profit')")
     page.wait_for_selector("#levers")
     page.wait_for_function("document.getAnimations().every(each => "
                            "each.playState === 'finished' || each.effect.getTiming().iterations === Infinity)")   # colours fade in
     found = page.evaluate(CONTRASTS)
-    assert len(found) > 300 and {"truthful", "exploiter", "was 0.10", "Step", "who wins and what winners pay"} <= {
+    assert len(found) > 300 and {"truthful", "exploiter", "was no", "Step", "who wins and what winners pay", "brief",
+                                "Mended, because the brief says: reserve_"} <= {
         text for _, text in found}
     assert [text for ratio, text in found if ratio < 4.5] == []
     headings = page.eval_on_selector_all("h1, h2, h3, h4, h5, h6", "all => all.map(h => +h.tagName[1])")

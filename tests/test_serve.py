@@ -23,6 +23,7 @@ from openenv.cli.__main__ import app as openenv_cli
 from openenv.validation.graders.runtime import basic
 from openenv.validation.runner import run_validation
 from openenv.validation.types import ProviderCapability
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 from shared import PATIENCE, held_port, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -32,12 +33,14 @@ from daedalus.serving.access import HEADERS
 from daedalus.market.bidders import Population
 from daedalus.serving.connections import settings
 from daedalus.designers.base import Designer, informed_greedy
+from daedalus.designers.language import LanguageDesigner, chat_text, messages, small_model, small_tokenizer
+from daedalus.designers.models import pretrained_path
 from daedalus.market.engine import SIGNALS, simulate
 from daedalus.serving.openenv import DaedalusAction, DaedalusEnvClient, ResetOptions
 from daedalus.paths import CHECKOUT
-from daedalus.schema import INFORMED_GREEDY, Mechanism
-from daedalus.serving.serve import create_app
-from daedalus.serving.sessions import LIMITS, MOST_ENTRIES, Limits, Sessions
+from daedalus.schema import INFORMED_GREEDY, Brief, Mechanism, Objective, Observation
+from daedalus.serving.serve import arena_designers, create_app, designer_queues
+from daedalus.serving.sessions import LIMITS, MEASURED, MOST_ENTRIES, SLOW, Cost, DesignerQueue, Limits, Meter, Sessions
 
 LAST = {"truthful": 3, "shader": 2, "colluder": 2, "n_items": 2}
 EPISODES = [  # options of an episode, and who bids in it
@@ -62,6 +65,10 @@ class Server:
     def post(self, path: str, body: bytes) -> httpx.Response:
         """A body as it is, said to be JSON."""
         return self.http.post(path, content=body, headers={"Content-Type": "application/json"})
+
+    def design(self, asked: dict) -> dict:
+        """What the server answers to a question for rules."""
+        return self.http.post("/api/design", json=asked).raise_for_status().json()
 
     def health(self) -> dict:
         """What the server says of itself."""
@@ -924,6 +931,117 @@ def test_schemathesis_finds_nothing(server, tmp_path):
     assert report["complete"] and report["test_cases"]["generated"] > 500
     ran = {name: phase["status"] for name, phase in report["phases"].items()}
     assert ran == dict.fromkeys(["examples", "coverage", "fuzzing", "stateful"], "success")
+
+
+# Whom to ask, for what, and at which cost
+
+LOW = Brief.from_text("maximise welfare x revenue; reserve_price is at most 0.05")
+
+
+def test_whoever_answers_obeys_the_brief_and_says_what_was_mended(server):
+    for brief in (LOW.model_dump(), LOW.text()):
+        answer = server.design({"brief": brief})
+        assert answer["mechanism"] == INFORMED_GREEDY.replace(reserve_price=0.05).model_dump()
+        assert answer["mended"] == ["reserve_price must be at most 0.05, not 0.18"]
+    assert server.design({})["mended"] == []
+
+
+def test_a_designer_is_shown_the_brief_or_what_the_service_rewards():
+    seen = []
+    app = create_app(load=lambda: lambda observation: seen.append(observation.brief) or INFORMED_GREEDY, page=False,
+                     objective=Objective.from_text("revenue"))
+    client = TestClient(app)
+    for asked in ({}, {"brief": LOW.text()}):
+        assert client.post("/api/design", json=asked).status_code == 200
+    assert seen == [Brief.from_text("maximise revenue"), LOW]
+
+
+def test_a_brief_that_is_none_is_refused_with_the_value_and_what_is_allowed(server):
+    refused = server.http.post("/api/design", json={"brief": "maximise revenue; reserve_price is at most 7"})
+    assert refused.status_code == 422 and "reserve_price must be a number from 0 to 0.9, not 7" in sentences(refused)
+
+
+def test_each_of_those_who_are_offered_may_be_asked_and_nobody_else(server):
+    offered = server.http.get("/api/designers").json()
+    assert next(iter(offered)) == "trained" and {"first edition", "contextual-brief", "best fixed", "random"} <= offered.keys()
+    assert all(name in ("trained", "random") or not each["answered"] for name, each in offered.items())
+    answer = server.design({"designer": "contextual-brief", "brief": LOW.text(),
+                                              "signals": dict.fromkeys(SIGNALS, 0.5), "mechanism": {},
+                                              "market_outcomes": [{"welfare": 0.7, "fairness": 0.4, "participation": 1.0}]})
+    assert answer["designer"] == "contextual-brief" and LOW.allows(Mechanism(**answer["mechanism"]))
+    refused = server.http.post("/api/design", json={"designer": "somebody"})
+    assert refused.status_code == 422
+    assert sentences(refused).startswith("designer must be one of trained, ") and "not 'somebody'" in sentences(refused)
+
+
+@pytest.mark.parametrize("own", ["random", "best-fixed", "smollm2"])
+def test_the_service_s_own_designer_comes_first_and_a_base_only_where_it_is_at_hand(own, tmp_path, monkeypatch):
+    monkeypatch.setenv("DAEDALUS_CACHE_DIR", str(tmp_path))
+    queues = designer_queues(DesignerQueue(lambda: informed_greedy, LIMITS, own))
+    names = [name.replace(" ", "-") for name in queues]
+    assert names[0] == own and len({*names}) == len(names) and ("smollm2" in names) == (own == "smollm2")
+    pretrained_path("smollm2").mkdir(parents=True)
+    queues = designer_queues(DesignerQueue(lambda: informed_greedy, LIMITS, own))
+    assert "smollm2" in queues and queues["trained"].limits.patience == LIMITS.patience
+    if own != "smollm2":
+        assert queues["smollm2"].limits.patience == SLOW and list(queues)[-1] != "smollm2"
+
+
+def tiny() -> LanguageDesigner:
+    """A language model with random weights."""
+    tokenizer = small_tokenizer()
+    return LanguageDesigner(small_model(tokenizer, 1, 32, 2), tokenizer)
+
+
+def test_what_a_reply_costs_is_measured_and_told():
+    model = tiny()
+    client = TestClient(create_app(load=lambda: model, page=False, name="smollm2"))
+    assert client.get("/api/designer/status").json()["cost"] is None
+    answers = [client.post("/api/design", json={}).json() for _ in range(3)]
+    status = client.get("/api/designer/status").json()
+    cost = status["cost"]
+    assert status["designer"] == "smollm2" and status["answered"] == cost["calls"] == 3 and 0 < cost["seconds"] < PATIENCE
+    assert cost["weights"] == 4 * sum(each.numel() for each in model.model.parameters()) < cost["peak"]
+    prompt = chat_text(model.tokenizer, messages(Observation(round_number=0, episode_length=10)))
+    assert cost["prompt_tokens"] == len(model.tokenizer(prompt)["input_ids"])
+    reply = Mechanism(**answers[0]["mechanism"]).to_text()
+    assert cost["reply_tokens"] == len(model.tokenizer(reply)["input_ids"]) + 1
+    assert client.get("/api/designers").json()["smollm2"] == status
+
+
+def test_a_designer_is_asked_once_at_the_start_and_that_counts_for_nobody():
+    queue = DesignerQueue(tiny, LIMITS)
+    assert isinstance(queue.measure().result(PATIENCE)[0], Mechanism)
+    assert queue.answered == 0 and queue.meter.cost().calls == 1
+    player = arena_designers({"trained": queue})["trained"]
+    assert player.cost() == queue.meter.cost().text() and "tokens read and" in player.cost()
+    missing = DesignerQueue(lambda: LanguageDesigner.load("nowhere/at/all"), LIMITS)
+    missing.measure().result(PATIENCE)
+    assert arena_designers({"trained": missing})["trained"].cost().startswith("informed-greedy stands in: the trained designer")
+
+
+def test_a_median_is_of_the_last_calls_and_words_are_few():
+    meter = Meter()
+    meter.seconds.extend([1000.0] * 3 + [2.0] * MEASURED)
+    meter.tokens.extend([(10, 1), (30, 3), (20, 2)])
+    cost = meter.cost()
+    assert (cost.seconds, cost.calls, cost.prompt_tokens, cost.reply_tokens) == (2.0, MEASURED, 20, 2)
+    assert cost.text() == f"2.0 s, 20 tokens read and 2 written (median of {MEASURED} calls)"
+    assert Cost(seconds=0.0002, calls=1, peak=1).text() == "under 1 ms (median of 1 call)"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pretrained_path("smollm2").is_dir(), reason="the pretrained base is not here: `make pretrained` fetches it")
+def test_the_pretrained_base_is_served_with_what_it_costs():
+    client = TestClient(create_app(Limits(patience=10 * PATIENCE), lambda: LanguageDesigner.load("smollm2"), page=False,
+                                   name="smollm2"))
+    brief = Brief(fixed={"auction_type": "vcg"}, at_most={"reserve_price": 0.2})
+    answer = client.post("/api/design", json={"brief": brief.text()}).json()
+    assert answer["designer"] == "smollm2" and answer["mended"] == []   # held to the brief while it writes
+    assert brief.allows(Mechanism(**answer["mechanism"])) and answer["unnamed"] == []
+    cost = client.get("/api/designer/status").json()["cost"]
+    assert cost["weights"] == 4 * 134_515_008 and cost["calls"] == 1 and 0.1 < cost["seconds"]
+    assert 90 < cost["reply_tokens"] < 140 and 80 < cost["prompt_tokens"] < 200
 
 
 # The front door

@@ -11,6 +11,7 @@ import daedalus as dd
 from daedalus.cli import app
 from daedalus.designers.base import FixedDesigner, check_designer
 from daedalus.env import SUITES
+from daedalus.designers.models import PRETRAINED
 from daedalus.designers.rivals import RIVALS, rival
 from daedalus.designers.search import best_fixed, oracle
 from daedalus.designers.specs import NAMED, Oracle, designer, model_spec
@@ -170,7 +171,7 @@ def test_inference_refuses_what_names_no_designer(words, sentence, tmp_path, mon
 def test_a_service_is_run_with_a_designer_by_name(monkeypatch):
     calls = []
     monkeypatch.setattr("daedalus.cli._check_port", lambda *asked: None)
-    monkeypatch.setattr("daedalus.serving.serve.serve", lambda *given: calls.append(given))
+    monkeypatch.setattr("daedalus.serving.serve.serve", lambda *given, **options: calls.append(given))
     done = CliRunner().invoke(app, ["serve", "--model", "contextual"])
     assert done.exit_code == 0, done.output
     *_, load, _, name, _ = calls[0]
@@ -187,7 +188,16 @@ def test_a_service_says_who_answers():
     with TestClient(service, base_url="http://localhost") as client:
         answer = client.post("/api/design", json={}).json()
     assert (answer["designer"], answer["mechanism"]) == ("default", dict(dd.DEFAULT_MECHANISM))
-    offered = arena_designers(service.state.designer_queue)
-    assert list(offered) == ["default", "informed-greedy", "best fixed", "random"]
+    offered = [name for name in arena_designers(service.state.designers) if name not in PRETRAINED]
+    assert offered == ["default", "trained", "first edition", "contextual-brief", "contextual", "best fixed", "informed-greedy",
+                       "random"]
     twin = create_app(load=lambda: designer("random"), page=False, name="random")
-    assert list(arena_designers(twin.state.designer_queue)) == ["random", "informed-greedy", "best fixed"]
+    others = [name for name in arena_designers(twin.state.designers) if name not in PRETRAINED]
+    assert others == ["random", "trained", *offered[2:-1]]
+
+
+def test_the_designer_of_the_first_edition_is_asked_without_a_brief_and_mended():
+    brief = dd.Brief(at_most={"reserve_price": 0.05})
+    first = designer("first edition")
+    seen = dd.DaedalusEnv(STAGES[3], brief=brief).reset(0)
+    assert first(seen) == brief.mended(first(seen.replace(brief=None))) and brief.allows(first(seen))

@@ -24,7 +24,8 @@ from .language import LanguageDesigner
 from ..market.bidders import TRAIT
 from ..market.engine import MarketState, new_market
 from .models import PRETRAINED
-from .rivals import BY_OBJECTIVE, RIVALS, contextual_by_objective, rival
+from .rivals import BY_OBJECTIVE, RIVALS, Mended, contextual_by_objective, rival
+from ..paths import data_dir
 from ..schema import Mechanism
 from .search import best_fixed, oracle
 
@@ -66,6 +67,7 @@ NAMED: dict[str, Callable[[], Any]] = {
     "best-fixed": lambda: FixedDesigner(best_fixed("stages")),
     "best-fixed-open": lambda: FixedDesigner(best_fixed("open")),
     "oracle": Oracle,
+    "first-edition": lambda: Mended(LanguageDesigner.load(data_dir() / "first_edition")),
     BY_OBJECTIVE: contextual_by_objective,
     **{name: partial(rival, name) for name in RIVALS},
 }

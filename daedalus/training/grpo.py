@@ -11,6 +11,7 @@ __all__ = ['REWARDS', 'SCORE_OF', 'FIXED', 'KEPT', 'GrpoAlgorithm', 'GrpoSetting
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,10 +27,12 @@ from ..schema import Brief, Mechanism, Natural, Number, Positive, Record, Share,
 from ..designers.levers import draw_brief, draw_wide
 from ..designers.search import Draw
 from ..seeds import generator_of
+from .policy import first_process, made_once, process_number, processes, share_of
 from .sft import OPTIMISER, adapters_on_a_card, progress_bar, shared_logprobs
 from ..designers.states import draw_populations, outlook, restore, snapshot, visits
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import GRPOConfig, GRPOTrainer
 
@@ -76,6 +79,9 @@ class GrpoSettings(Record):
     populations: Literal["all", "curriculum", "briefs"] = Field(
         "all", description="all stages and the open distribution at once; stage after stage as published; or the wide "
         "distribution, each market with a brief of its own")
+    generation: Literal["own", "trl", "vllm"] = Field(
+        "own", description="who writes the replies: this project, which reads each prompt once for its group; TRL; or vLLM, "
+        "on the cards that train", exclude_if=lambda who: who == "own")
     algorithm: GrpoAlgorithm = Field(
         GrpoAlgorithm(), description="GRPO itself", exclude_if=lambda chosen: chosen.to_json() == _UNWRITTEN)
 
@@ -119,6 +125,15 @@ def spread_within(
     return float(np.mean([np.std(rows) for rows in members.values()]))
 
 
+def _everybodys(texts: set[str]) -> set[str]:
+    """The texts of all processes."""
+    if processes() == 1:
+        return texts
+    from accelerate.utils import gather_object
+
+    return set(gather_object(sorted(texts)))
+
+
 def _for_trl(
     rewards: "MarketRewards",
     name: str,  # one of REWARDS
@@ -128,7 +143,7 @@ def _for_trl(
         values = rewards.scores([reply[0]["content"] for reply in completions], state, future_seed)[name]
         if log_metric is not None:
             log_metric(f"within_group/{name}", spread_within(values, state))
-            log_metric("distinct", len({reply[0]["content"] for reply in completions}))
+            log_metric("distinct", len(_everybodys({reply[0]["content"] for reply in completions})))
         return values.tolist()
 
     reward.__name__ = name
@@ -215,6 +230,21 @@ def chat_trainer() -> type:
 
     return ChatTrainer
 
+# %% ../../nbs/33_grpo.ipynb #draws
+def _drawn_in_parts(
+    size: int,  # random numbers that each process needs
+) -> "torch.Generator | None":  # None: torch's own, which this process alone draws from
+    """The generator of this process's part of what one process would draw; the first one's own goes on as that one's would."""
+    import torch
+
+    if processes() == 1:
+        return None
+    generator = torch.Generator().set_state(made_once(torch.get_rng_state))
+    torch.rand(process_number() * size, generator=generator)
+    if first_process():
+        torch.rand(processes() * size)
+    return generator
+
 # %% ../../nbs/33_grpo.ipynb #shared-prompt-trainer
 @cache
 def shared_prompt_trainer() -> type:
@@ -226,8 +256,9 @@ def shared_prompt_trainer() -> type:
 
         def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
             model, tokenizer = self.accelerator.unwrap_model(self.model), self.processing_class
+            draws = _drawn_in_parts(len(prompt_ids) * self.max_completion_length)
             sampled = sample_replies(model, tokenizer, prompt_ids[::num_generations], num_generations, self.temperature,
-                                   self.max_completion_length)
+                                     self.max_completion_length, draws)
             stops = stop_tokens(model, tokenizer)
             return [until_stop(row, stops) for row in sampled.tokens.flatten(0, 1).tolist()], None
 
@@ -269,14 +300,14 @@ def trl_config(
     gpu = torch.cuda.is_available()
     return GRPOConfig(
         **FIXED | settings.algorithm.model_dump(), output_dir=folder, max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.accumulation,
+        per_device_train_batch_size=share_of(settings.batch_size), gradient_accumulation_steps=settings.accumulation,
         num_generations=settings.generations, learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.1},
         warmup_steps=settings.warm_up, beta=settings.beta, scale_rewards=settings.scale,
         steps_per_generation=settings.accumulation, reward_weights=list(settings.weights),
         max_completion_length=reply_tokens, use_cpu=not gpu, bf16=gpu, activation_checkpointing=False,
         seed=seed, data_seed=seed, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
-        dataloader_pin_memory=gpu)
+        dataloader_pin_memory=gpu, use_vllm=settings.generation == "vllm", vllm_mode="colocate")
 
 # %% ../../nbs/33_grpo.ipynb #history
 KEPT = ("loss", "grad_norm", "learning_rate", "reward", "reward_std", "entropy", "kl", "frac_reward_zero_std",
@@ -347,6 +378,26 @@ class GrpoResult(NamedTuple):
     rounds: int  # simulated rounds, those of the episodes included
     seconds: dict[str, float]  # spent on states, generation, reward and update
 
+# %% ../../nbs/33_grpo.ipynb #who-writes
+def _own_generation(model: "PreTrainedModel", settings: GrpoSettings) -> bool:
+    """Whether this project's trainer writes the replies; ValueError where it cannot, or vLLM is to and is not here."""
+    import torch
+
+    if settings.generation == "vllm" and not (find_spec("vllm") and torch.cuda.is_available()):
+        raise ValueError("generation must be own or trl, not 'vllm': vLLM is not installed here, or there is no graphics card")
+    own = settings.generation == "own" and not adapters_on_a_card(model)
+    share_of(settings.batch_size * settings.accumulation, settings.generations if own else 1)   # whole groups
+    return own
+
+
+def _summed(count: int) -> int:
+    """A count, of all processes together."""
+    if processes() == 1:
+        return count
+    from accelerate.utils import gather_object
+
+    return sum(gather_object([count]))
+
 # %% ../../nbs/33_grpo.ipynb #reinforce
 def reinforce(
     model: "PreTrainedModel",  # as loaded from a folder, from which TRL loads the reference; changed in place
@@ -364,9 +415,11 @@ def reinforce(
 
     start = time.perf_counter()
     _settle(model, tokenizer)
-    rows = prompt_rows(LanguageDesigner(model.eval(), tokenizer, constrained=False), settings, seed, progress, draw)
+    own = _own_generation(model, settings)
+    pupil = LanguageDesigner(model.eval(), tokenizer, constrained=False)
+    rows = made_once(lambda: prompt_rows(pupil, settings, seed, progress, draw))
     rewards, seconds = MarketRewards(settings.horizon, settings.futures, then), {"states": time.perf_counter() - start}
-    kind = chat_trainer() if adapters_on_a_card(model) else shared_prompt_trainer()
+    kind = shared_prompt_trainer() if own else chat_trainer()
     longest = len(tokenizer(LONGEST_REPLY)["input_ids"]) + 4
     trainer = kind(model=model, reward_funcs=rewards.functions(), args=trl_config(settings, longest, folder, seed),
                    train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
@@ -384,4 +437,4 @@ def reinforce(
     seconds["update"] = time.perf_counter() - start - seconds["generation"] - seconds["reward"]
     episodes = max(2, -(-len(rows) // 10))
     history = [history_row(log) for log in trainer.state.log_history if "reward" in log]
-    return GrpoResult(history, rewards.rounds + episodes * (WARM_UP + 10 * ROUNDS), seconds)
+    return GrpoResult(history, _summed(rewards.rounds) + episodes * (WARM_UP + 10 * ROUNDS), seconds)

@@ -22,6 +22,7 @@ from ..designers.language import LanguageDesigner, chat_text, end_token, message
 from ..schema import Mechanism, Natural, Observation, Positive, Record, Share, amount, seed_number, whole_number
 from ..seeds import generator_of
 from ..designers.states import STAGE_SHARE, draw_populations, visits
+from .policy import processes, share_of
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +134,8 @@ class FineTuneSettings(Record):
 # %% ../../nbs/31_sft.ipynb #trainer-settings
 OPTIMISER = {"optim": "adamw_torch_fused", "optim_args": None, "adam_epsilon": 1e-8, "label_smoothing_factor": 0.0,
              "average_tokens_across_devices": True, "neftune_noise_alpha": None, "gradient_checkpointing": False,
-             "use_liger_kernel": False, "torch_compile": False}  # of every training here: TRL's own, written out
+             "use_liger_kernel": False, "torch_compile": False, "ddp_find_unused_parameters": False,
+             "ddp_broadcast_buffers": False}  # of every training here: TRL's own, written out
 
 
 def _trainer_settings(
@@ -148,7 +150,7 @@ def _trainer_settings(
     return SFTConfig(
         **OPTIMISER, loss_type="nll", packing=False, padding_free=False, completion_only_loss=None,
         assistant_only_loss=False, gradient_accumulation_steps=1, shuffle_dataset=False, output_dir=str(folder),
-        max_steps=settings.steps, per_device_train_batch_size=settings.batch_size,
+        max_steps=settings.steps, per_device_train_batch_size=share_of(settings.batch_size),
         learning_rate=settings.learning_rate, warmup_steps=settings.warm_up, lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": settings.floor}, adam_beta1=settings.beta1, adam_beta2=settings.beta2,
         weight_decay=settings.weight_decay, max_grad_norm=settings.max_grad_norm, seed=settings.seed,
@@ -232,7 +234,7 @@ def shared_logprobs(
 
     length, replies = tokens.shape[1] - kept, tokens[:, -kept:]
     both, row = torch.cat([tokens[:, :-kept], mask[:, :-kept]], 1).unique(dim=0, return_inverse=True)
-    prompts, seen, cache = both[:, :length], both[:, length:], DynamicCache(config=model.config)
+    prompts, seen, cache = both[:, :length], both[:, length:], DynamicCache(config=getattr(model, "module", model).config)
     positions = (seen.cumsum(1) - 1).clamp(min=0)
     model(input_ids=prompts[:, :-1], attention_mask=seen[:, :-1], position_ids=positions[:, :-1], past_key_values=cache,
           logits_to_keep=1)  # only what later tokens look back at is needed of these
@@ -258,7 +260,7 @@ def _shared_prompt_tuner() -> type:
             kept = int(learned.any(0).sum())
             logprobs, _ = shared_logprobs(model, inputs["input_ids"], inputs["attention_mask"], kept)
             count = learned.sum() if num_items_in_batch is None else num_items_in_batch
-            return -(logprobs * learned[:, -kept:]).sum() / count
+            return -(logprobs * learned[:, -kept:]).sum() * processes() / count   # of whose losses the mean is taken
 
     return SharedPromptTuner
 

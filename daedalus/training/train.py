@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 from .grpo import GrpoResult, GrpoSettings, reinforce
 from .lessons import (
     ImitationSettings, Lesson, LessonSettings, TrialSettings, imitation_rows, reading_rows, trial_rows)
-from .policy import PolicySettings, load_policy, with_adapters
+from .policy import PolicySettings, first_process, load_policy, made_once, with_adapters
 from .rft import RftSettings, Teacher, rejection_rows
 from .sft import FineTuneSettings, design_pairs, fine_tune
 
@@ -277,7 +278,10 @@ def _interrupt(number: int, frame: Any) -> None:
 def _alone_in(
     work: Path,  # folder of a training; made where it is missing
 ) -> Iterator[None]:
-    """Hold the folder of a training; ValueError where another process holds it."""
+    """Hold the folder of a training, the first of its processes for all; ValueError where another training holds it."""
+    if not first_process():
+        yield made_once(lambda: None)
+        return
     from filelock import FileLock, Timeout
 
     work.mkdir(parents=True, exist_ok=True)
@@ -292,7 +296,7 @@ def _alone_in(
             signal.signal(signal.SIGTERM, _interrupt)
         for left in (*work.glob(".phase-*"), *work.glob(".borrowed-*")):
             shutil.rmtree(left, ignore_errors=True)
-        yield
+        yield made_once(lambda: None)   # the others may begin
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -330,7 +334,7 @@ def _sft(
 ) -> dict:  # rounds, seconds by part, history
     """Run a phase of supervised fine-tuning."""
     start = time.perf_counter()
-    rows = design_pairs(phase.pairs, place.phase_seed)
+    rows = made_once(lambda: design_pairs(phase.pairs, place.phase_seed))
     middle = time.perf_counter()
     history = fine_tune(model, tokenizer, rows, phase.tuning.replace(seed=place.phase_seed), place.folder)
     return {"rounds": 0, "seconds": {"states": middle - start, "update": time.perf_counter() - middle},
@@ -346,12 +350,12 @@ def _teacher_file(
     return work / f"teacher-{profile.teacher_rounds}-{profile.ahead_rounds}-{seed}.npz"
 
 
-def _teacher(
+def _learn_teacher(
     profile: Profile,
     seed: int,
     work: Path,
-) -> tuple[Teacher, float]:  # and the seconds that making it took
-    """The teacher of a training: made once by the code that is here, then read from the training's folder."""
+) -> dict:  # what it tells
+    """Make the teacher of a training, where the code that is here has not made it yet."""
     file, needed = _teacher_file(profile, seed, work), {"code": code_hash(Teacher.learn)}
     record = _kept(file.with_suffix(".json"))
     if not _is_made_by(record, needed):
@@ -361,9 +365,19 @@ def _teacher(
         Teacher.learn(examples, profile.ahead_rounds, seed, draw_population).save(file)
         record = needed | {"seconds": time.perf_counter() - start, "files": {file.name: _file_hash(file)}}
         write_text(file.with_suffix(".json"), json.dumps(record))
-    return Teacher.load(file), record["seconds"]
+    return record
 
-# %% ../../nbs/35_train.ipynb #run-rft
+
+def _teacher(
+    profile: Profile,
+    seed: int,
+    work: Path,
+) -> tuple[Teacher, float]:  # and the seconds that making it took
+    """The teacher of a training: made once by the code that is here, then read from the training's folder."""
+    record = made_once(lambda: _learn_teacher(profile, seed, work))
+    return Teacher.load(_teacher_file(profile, seed, work)), record["seconds"]
+
+# %% ../../nbs/35_train.ipynb #imitate
 def _earlier_rows(
     place: Place,
 ) -> list[dict]:
@@ -383,10 +397,11 @@ def _imitate(
     mixed = rng.integers(len(earlier), size=int(phase.replay * len(rows))) if earlier else np.empty(0, int)
     history = fine_tune(model, tokenizer, rows + [earlier[at] for at in mixed],
                         phase.tuning.replace(seed=place.phase_seed), place.folder)
-    write_text(place.folder / "rows.json", json.dumps(rows))
+    if first_process():
+        write_text(place.folder / "rows.json", json.dumps(rows))
     return history
 
-
+# %% ../../nbs/35_train.ipynb #run-rft
 def _rft(
     model, tokenizer,
     phase: RftPhase,
@@ -395,7 +410,7 @@ def _rft(
     """Run a round of rejection sampling."""
     teacher, teaching = _teacher(place.profile, place.seed, place.work)
     start = time.perf_counter()
-    lesson = rejection_rows(model, tokenizer, teacher, phase.lesson, place.phase_seed)
+    lesson = made_once(lambda: rejection_rows(model, tokenizer, teacher, phase.lesson, place.phase_seed))
     middle = time.perf_counter()
     history = _imitate(model, tokenizer, lesson.rows, phase, place)
     first = not any(earlier.kind == "rft" for earlier in place.profile.phases[:place.number])
@@ -417,9 +432,13 @@ def _lever_teacher(
 ) -> tuple[LeverDesigner, dict]:  # and its record
     """The teacher without a menu of a training: learned once by the code that is here, then read from the training's folder."""
     folder = _lever_folder(chosen, seed, work)
-    record = _kept(folder / "record.json")
-    if not _is_made_by(record, {"code": code_hash(learn_turn)}):
-        record = learn_levers(folder, folder / "turns", **chosen.model_dump(), seed=seed)
+
+    def learned():
+        record = _kept(folder / "record.json")
+        made = _is_made_by(record, {"code": code_hash(learn_turn)})
+        return record if made else learn_levers(folder, folder / "turns", **chosen.model_dump(), seed=seed)
+
+    record = made_once(learned)
     return load_levers(folder / "designer.npz"), record
 
 # %% ../../nbs/35_train.ipynb #run-lessons
@@ -433,7 +452,7 @@ def _run_lesson(
     begun = time.perf_counter()
     teacher, record = _lever_teacher(place.profile.levers or LeverTeacher(), place.seed, place.work)
     start = time.perf_counter()
-    lesson = give(model, tokenizer, teacher, phase.lesson, place.phase_seed)
+    lesson = made_once(lambda: give(model, tokenizer, teacher, phase.lesson, place.phase_seed))
     middle = time.perf_counter()
     history = _imitate(model, tokenizer, lesson.rows, phase, place)
     first = not any(earlier.kind in ("imitation", "trial") for earlier in place.profile.phases[:place.number])
@@ -445,7 +464,7 @@ def _run_lesson(
 def _reading(model, tokenizer, phase: ReadingPhase, place: Place) -> dict:
     """Run a phase of reading lessons."""
     start = time.perf_counter()
-    lesson = reading_rows(phase.lesson, place.phase_seed)
+    lesson = made_once(lambda: reading_rows(phase.lesson, place.phase_seed))
     middle = time.perf_counter()
     history = fine_tune(model, tokenizer, lesson.rows, phase.tuning.replace(seed=place.phase_seed), place.folder)
     seconds = {"states": middle - start, "update": time.perf_counter() - middle}
@@ -534,15 +553,41 @@ def _run_phase(
     phase = place.profile.phases[place.number]
     model, tokenizer = restore_policy(place.profile.policy, place.seed, before)
     record = RUNNERS[phase.kind](model, tokenizer, phase, place)
+    return made_once(lambda: _keep_phase(model, tokenizer, record, place, target, needed))
+
+
+def _keep_phase(
+    model, tokenizer,
+    record: dict,  # what the phase told
+    place: Place,
+    target: Path,
+    needed: dict[str, str],  # as `_needed` returns it
+) -> dict:  # the whole record
+    """Keep what a phase made, and what it told."""
     save_policy(model, tokenizer, place.folder)
     files = {file.name: _file_hash(file) for file in sorted(place.folder.iterdir()) if file.is_file()}
-    record |= {"kind": phase.kind, "number": place.number, **needed, "files": files}
+    record |= {"kind": place.profile.phases[place.number].kind, "number": place.number, **needed, "files": files}
     write_text(place.folder / "phase.json", json.dumps(record))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(place.folder, target)
     return record
 
 # %% ../../nbs/35_train.ipynb #run-phases
+def _asked(
+    profile: Profile,
+    seed: int,
+    number: int,  # of the phase
+    before: Path | None,  # folder of the phase before
+    target: Path,  # the phase's own
+) -> tuple[dict[str, str], dict, Path | None]:  # what it needs, what it told, and, if it is to be run, a folder for it
+    """Whether a phase is finished; what other code or settings made is set aside."""
+    needed, record = _needed(profile, seed, number, before), _kept(target / "phase.json")
+    if _is_made_by(record, needed):
+        return needed, record, None
+    _set_aside(record, needed, target)
+    return needed, record, Path(tempfile.mkdtemp(prefix=".phase-", dir=target.parent))
+
+
 def run_phases(
     profile: Profile,
     work: str | Path,  # folder of the training; phases that are finished there are not run again
@@ -555,10 +600,8 @@ def run_phases(
     work, before = Path(work), None
     with _alone_in(work):
         for number, target in enumerate(tqdm(phase_folders(profile, work), "phases", disable=None)):
-            needed, record = _needed(profile, seed, number, before), _kept(target / "phase.json")
-            if not _is_made_by(record, needed):
-                _set_aside(record, needed, target)
-                folder = Path(tempfile.mkdtemp(prefix=".phase-", dir=work))
+            needed, record, folder = made_once(partial(_asked, profile, seed, number, before, target))
+            if folder:
                 try:
                     record = _run_phase(Place(profile, seed, number, work, folder), before, target, needed)
                 finally:
@@ -836,6 +879,26 @@ def _export(
     card = model_card("DAEDALUS designer", chosen.policy, report_rows(reports), output.name)
     export(merge(model, chosen.policy), tokenizer, output, card)
 
+# %% ../../nbs/35_train.ipynb #hand-over
+def _hand_over(
+    chosen: Profile,
+    so_far: dict,  # what the record says so far
+    folders: dict[str, Path],  # by stage: of the phase that completes it
+    work: Path,
+    output: Path,
+) -> dict:  # the record
+    """Choose a stage, export it, and write the record and the history."""
+    seed, episodes, phases = so_far["seed"], so_far["episodes"], so_far["phases"]
+    valued = {stage: _validated(chosen, seed, folder, 2 * episodes) for stage, folder in folders.items()}
+    shipped = max(valued, key=lambda stage: valued[stage]["mean"])
+    record = so_far | {"teacher": _teacher_report(chosen, seed, work, episodes), "validation": valued, "shipped": shipped,
+                     "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
+    _export(chosen, seed, folders[shipped], output, so_far["reports"])
+    write_text(output / "training_history.csv", history_table(phases).to_csv(index=False, float_format="%.6g"))
+    write_text(output / "training_history.json", json.dumps([[run["kind"], run["history"]] for run in phases]) + "\n")
+    write_text(work / "record.json", json.dumps(record) + "\n")
+    return record
+
 # %% ../../nbs/35_train.ipynb #train
 def train(
     name: str = RECIPE,  # a profile
@@ -863,18 +926,9 @@ def train(
             phases.append(run)
             if stage := stage_name(chosen, number):
                 folders[stage] = folder
-                reports[stage] = {"rounds": rounds, **_report(chosen, seed, folder, episodes)}
-        valued = {stage: _validated(chosen, seed, folder, 2 * episodes) for stage, folder in folders.items()}
-        shipped = max(valued, key=lambda stage: valued[stage]["mean"])
-        record = {"profile": name, "seed": seed, "episodes": episodes, "phases": phases, "reports": reports,
-                  "teacher": _teacher_report(chosen, seed, work, episodes), "validation": valued, "shipped": shipped,
-                  "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
-        _export(chosen, seed, folders[shipped], output, reports)
-    write_text(output / "training_history.csv", history_table(phases).to_csv(index=False, float_format="%.6g"))
-    write_text(output / "training_history.json",
-               json.dumps([[run["kind"], run["history"]] for run in phases]) + "\n")
-    write_text(work / "record.json", json.dumps(record) + "\n")
-    return record
+                reports[stage] = {"rounds": rounds, **made_once(partial(_report, chosen, seed, folder, episodes))}
+        so_far = {"profile": name, "seed": seed, "episodes": episodes, "phases": phases, "reports": reports}
+        return made_once(lambda: _hand_over(chosen, so_far, folders, work, output))
 
 # %% ../../nbs/35_train.ipynb #train-further
 def train_further(
