@@ -301,7 +301,7 @@ def _begun(
         cache.batch_repeat_interleave(rows)
     return cache
 
-# %% ../../nbs/25_language.ipynb #reader
+# %% ../../nbs/25_language.ipynb #logprobs
 def _logprobs(
     logits: "torch.Tensor",  # [..., vocabulary]
     tokens: "torch.Tensor",  # int64 [...]
@@ -309,9 +309,9 @@ def _logprobs(
     """The log-probability of each token."""
     return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
 
-
-class _Reader:
-    """What a model has read in each row, and its scores for the next token."""
+# %% ../../nbs/25_language.ipynb #reader
+class _Prompts:
+    """What a model has read in each row, and its scores for the next token: at first, prompts."""
 
     logits: "torch.Tensor"  # [rows, tokens]: the scores
 
@@ -338,6 +338,10 @@ class _Reader:
         return self.model(input_ids=tokens, attention_mask=self.mask, position_ids=positions,
                           past_key_values=self.cache, logits_to_keep=kept).logits
 
+# %% ../../nbs/25_language.ipynb #read-more
+class _Reader(_Prompts):
+    """The same, to which replies are added."""
+
     def read(
         self,
         tokens: "torch.Tensor",  # int64 [rows, longest]: what follows in each row, filled up on the right
@@ -346,11 +350,11 @@ class _Reader:
         """Read more tokens in each row, perhaps none; return the log-probability of all but the first."""
         import torch
 
-        self.mask, last, size = torch.cat([self.mask, mask], 1), self.logits, tokens.shape[1]
+        self.mask, size = torch.cat([self.mask, mask], 1), tokens.shape[1]
         scores = self._scores(tokens, self.next + torch.arange(size, device=tokens.device), size)
         self.next = self.next + (lengths := mask.sum(1, keepdim=True))
-        ends = scores.gather(1, (lengths - 1).clamp(min=0)[..., None].expand(-1, -1, scores.shape[-1]))[:, 0]
-        self.logits = torch.where(lengths > 0, ends, last)
+        ends = scores[torch.arange(len(scores)), (lengths[:, 0] - 1).clamp(min=0)]
+        self.logits = torch.where(lengths > 0, ends, self.logits)
         return (mask[:, 1:] * _logprobs(scores[:, :-1], tokens[:, 1:])).sum(1)
 
 # %% ../../nbs/25_language.ipynb #allowed

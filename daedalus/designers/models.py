@@ -307,9 +307,9 @@ def load_model(
         needed = str(error.name).partition(".")[0]
         raise ModuleNotFoundError(f"a language model needs {needed}: {install_hint(needed)}", name=needed) from None
 
-    folder = find_model(name)
+    folder, served = find_model(name), torch.bfloat16 if model_device() == "cuda" else torch.float32
     model, report = AutoModelForCausalLM.from_pretrained(
-        folder, config=model_config(folder), dtype=dtype or (torch.bfloat16 if model_device() == "cuda" else torch.float32), device_map={"": model_device()},
+        folder, config=model_config(folder), dtype=dtype or served, device_map={"": model_device()},
         output_loading_info=True, **options)
     if lacking := sorted(report["missing_keys"]):
         raise ValueError(f"model folder {str(folder)!r} lacks {len(lacking)} of the model's weights, {lacking[0]} the "

@@ -24,7 +24,8 @@ from ..env import DaedalusEnv, check_unsealed, suite as suite_named
 from ..market.bidders import Population
 from ..market.engine import SCORES
 from ..paths import build_dir, install_hint
-from ..schema import PUBLISHED_OBJECTIVE, Brief, Natural, Objective, Observation, Positive, Record, seed_number, whole_number
+from ..schema import (
+    PUBLISHED_OBJECTIVE, Brief, Natural, Objective, Observation, Positive, Record, seed_number, whole_number)
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -105,7 +106,7 @@ def _registered(
     name: str,  # of a task, a solver or a scorer
 ) -> str:
     """A name for Inspect's registry, which puts `daedalus/` before those of an installed package, not of a checkout."""
-    installed = {"site-packages", "dist-packages"} & {*Path(__file__).parts}
+    installed = {"site-packages", "dist-packages"} & {*Path(str(sys.modules["daedalus"].__file__)).parts}
     return name if installed else f"daedalus/{name}"
 
 # %% ../../nbs/64_harnesses.ipynb #solver
@@ -174,7 +175,7 @@ def _referee() -> Callable:
         from inspect_ai.dataset import MemoryDataset, Sample
         from inspect_ai.model import GenerateConfig
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("referee needs inspect_ai, in an environment of its own with the versions of constraints-inspect.txt: "
+        raise ModuleNotFoundError("referee needs inspect_ai, in an environment of its own with constraints-inspect.txt: "
                                   f"{install_hint('inspect_ai', 'inspect')}", name="inspect_ai") from None
 
     @task(name=_registered("referee"))

@@ -49,7 +49,6 @@ class ResetOptions(Record):
     signals: Switch = Field(True, description="observations carry population signals and the last mechanism")
     objective: Objective | None = Field(None, description="what is rewarded; without one, what the service rewards")
     brief: Brief | None = Field(None, description="in place of an objective: observations show it, what breaks it earns 0")
-
     share: Switch = Field(
         False, description="rewards are shares of what the best mechanism known for the stage earns in the same episode")
 
@@ -60,7 +59,8 @@ class ResetOptions(Record):
             raise ValueError("population already says who bids: leave out stage and n_agents")
         if self.brief and self.objective:
             raise ValueError("brief already says what is rewarded: leave out objective")
-        if self.share and (self.population or self.brief or self.n_agents != 8 or self.objective not in (None, PUBLISHED_OBJECTIVE)):
+        usual = not self.population and not self.brief and self.n_agents == 8
+        if self.share and not (usual and self.objective in (None, PUBLISHED_OBJECTIVE)):
             raise ValueError("share needs a stage with its 8 bidders and the published reward: what can be earned elsewhere is "
                              "not known here")
         return self
@@ -343,6 +343,12 @@ class _Episode(_Place):
         """A reward, as a share of what the best mechanism known earns in the same step where that was asked for."""
         return share_of(reward, float(self._best.recent[-1].reward[0])) if self._best else reward
 
+    @property
+    def state(self) -> DaedalusState:
+        """Where the episode stands."""
+        self._refuse_closed()
+        return _state_of(self._episodes, self._options, self._episode_id)
+
 # %% ../../nbs/50_openenv.ipynb #env
 class DaedalusOpenEnv(_Episode):
     """An auction market whose rules are the action."""
@@ -380,12 +386,6 @@ class DaedalusOpenEnv(_Episode):
 
     async def step_async(self, action, timeout_s=None, **_) -> DaedalusObservation:
         return self.step(action)
-
-    @property
-    def state(self) -> DaedalusState:
-        """Where the episode stands."""
-        self._refuse_closed()
-        return _state_of(self._episodes, self._options, self._episode_id)
 
 # %% ../../nbs/50_openenv.ipynb #client
 class DaedalusEnvClient(EnvClient[DaedalusAction, DaedalusObservation, DaedalusState]):

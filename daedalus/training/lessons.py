@@ -21,7 +21,8 @@ from ..designers.levers import GROUP, LeverDesigner, draw_behaviour, draw_brief,
 from ..designers.states import Visit, draw_population, outlook, visits
 from ..market.bidders import Behaviour
 from ..market.engine import ROUNDS, WARM_UP
-from ..schema import DEFAULT_MECHANISM, LEVERS, Brief, Mechanism, Observation, Positive, Record, Share, Switch, amount, whole
+from ..schema import (
+    DEFAULT_MECHANISM, LEVERS, Brief, Mechanism, Observation, Positive, Record, Share, Switch, amount, whole)
 from ..seeds import generator_of, part_seed
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class ImitationSettings(LessonSettings):
     margin: Share = Field(0.005, description="what the most usual mechanism may promise less than the best one, in a sum "
                           "of scores over several steps, and still be what the teacher plans")
     late_share: Share = Field(1.0, description=f"share of the states behind the first {EARLY} steps that are taught")
-    same_share: Share = Field(1.0, description="share of the states that are taught where the plan is the mechanism played last")
+    same_share: Share = Field(1.0, description="share of the states taught in which the plan is the mechanism played last")
     unseen_share: Share = Field(0.0, description="share of the rows whose prompts do not show the mechanism played last")
 
 # %% ../../nbs/37_lessons.ipynb #lesson
@@ -167,8 +168,8 @@ def trial_rows(
     """The best of the model's own replies in the states that model, teacher and chance cause."""
     import torch
 
-    player, generator = LanguageDesigner(model.eval(), tokenizer, constrained=settings.held), torch.Generator().manual_seed(seed)
-    then = replace(teacher, sweeps=0)
+    player = LanguageDesigner(model.eval(), tokenizer, constrained=settings.held)
+    generator, then = torch.Generator().manual_seed(seed), replace(teacher, sweeps=0)
     rows, gains, rounds = [], [], _episode_rounds(settings)
     for number, state in enumerate(_walk(player, teacher, settings, seed)):
         episodes, seen = state.visit

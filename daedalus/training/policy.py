@@ -195,12 +195,13 @@ def _load_fast(
     seed: int,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     "A base with fresh adapters, by Unsloth."
+    layers = _adapted(model_config(str(settings.base_model)).num_hidden_layers, settings)
     model, tokenizer = loader.from_pretrained(
         model_name=str(find_model(str(settings.base_model))), max_seq_length=CONTEXT, dtype=frozen_dtype(),
         load_in_4bit=settings.quantisation == "nf4")
     model = loader.get_peft_model(
         model, r=settings.lora_rank, lora_alpha=settings.lora_alpha, lora_dropout=0, bias="none",
-        target_modules=list(TARGETS), random_state=seed, layers_to_transform=_adapted(model_config(str(settings.base_model)).num_hidden_layers, settings))
+        target_modules=list(TARGETS), random_state=seed, layers_to_transform=layers)
     return model, tokenizer
 
 # %% ../../nbs/30_policy.ipynb #load-policy
