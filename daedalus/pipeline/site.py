@@ -350,8 +350,8 @@ def write_sources(
         if path.stem != "index": pages[Path("nbs", path.name)] = json.dumps(notebook_page(path, links), ensure_ascii=False)
     _write_pages(pages, folder)
     shutil.copytree(CHECKOUT / "paper", folder / "paper", dirs_exist_ok=True, ignore=lambda place, names: [
-        name for name in names if not (name == "figures" or name == "paper.pdf" or name.endswith(".png"))])
-    shutil.copytree(data_dir() / "pages", folder / "pages", dirs_exist_ok=True)
+        name for name in names if not (name in ("figures", "paper.pdf") or name.endswith(".png"))])
+    shutil.copytree(data_dir() / "pages", folder / "data" / "pages", dirs_exist_ok=True)
 
 # %% ../../nbs/64_site.ipynb #sphinx
 def _write_formula(
@@ -394,7 +394,7 @@ SETTINGS: dict[str, Any] = {
     "extensions": ["myst_nb", "daedalus.pipeline.site"], "html_math_renderer": "mathml",
     "myst_enable_extensions": ["dollarmath", "fieldlist", "attrs_block"], "myst_dmath_double_inline": True,
     "nb_execution_mode": "off", "nb_ipywidgets_js": {}, "nb_merge_streams": True, "nb_code_prompt_show": "Show the code",
-    "nb_code_prompt_hide": "Hide the code", "html_static_path": ["pages"], "html_css_files": ["site.css"],
+    "nb_code_prompt_hide": "Hide the code", "html_static_path": ["data/pages"], "html_css_files": ["site.css"],
     "html_show_sourcelink": False, "html_copy_source": False, "html_show_search_summary": False, "html_show_copyright": False,
     "add_module_names": False, "python_maximum_signature_line_length": 88, "python_use_unqualified_type_names": True,
     "suppress_warnings": ["ref.python"],  # a type that two modules name
