@@ -1384,6 +1384,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'daedalus.pipeline.site._function': ('site.html#_function', 'daedalus/pipeline/site.py'),
                                         'daedalus.pipeline.site._prose': ('site.html#_prose', 'daedalus/pipeline/site.py'),
                                         'daedalus.pipeline.site._room_of': ('site.html#_room_of', 'daedalus/pipeline/site.py'),
+                                        'daedalus.pipeline.site._shown': ('site.html#_shown', 'daedalus/pipeline/site.py'),
                                         'daedalus.pipeline.site._tell_images': ('site.html#_tell_images', 'daedalus/pipeline/site.py'),
                                         'daedalus.pipeline.site._top_level': ('site.html#_top_level', 'daedalus/pipeline/site.py'),
                                         'daedalus.pipeline.site._value': ('site.html#_value', 'daedalus/pipeline/site.py'),

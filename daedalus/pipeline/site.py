@@ -92,7 +92,8 @@ def parameter_lines(
 ) -> Iterator[str]:
     """The comments beside parameters and beside what is returned, as fields that Sphinx knows."""
     spec, places = node.args, [*node.args.posonlyargs, *node.args.args]
-    pairs = [*zip(reversed(places), reversed(spec.defaults), strict=False), *zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    pairs = [*zip(reversed(places), reversed(spec.defaults), strict=False),
+             *zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
     ends = {argument.arg: value.end_lineno for argument, value in pairs if value}
     every = [*places, *filter(None, [spec.vararg]), *spec.kwonlyargs, *filter(None, [spec.kwarg])]
     last = {ends.get(argument.arg, argument.end_lineno): argument.arg for argument in every[method:]}
@@ -167,7 +168,8 @@ def module_page(
     origin = [f"Made from [{notebook}](../nbs/{notebook}.ipynb), which shows it at work.", ""] if notebook else []
     head = [f"# `daedalus.{module}`", "", as_text(ast.get_docstring(ast.parse(source))), "", *origin]
     last = sorted(names, key=lambda name: not isinstance(names[name], (*FUNCTIONS, ast.ClassDef)))
-    return "\n".join([*head, _block("module", f"daedalus.{module}", []), *(described(name, names[name], said) for name in last)])
+    return "\n".join([*head, _block("module", f"daedalus.{module}", []),
+                      *(described(name, names[name], said) for name in last)])
 
 # %% ../../nbs/64_site.ipynb #links
 _CLOSED = re.compile(r"(```.*?```|\[[^\]]*\]\([^)]*\)|\$[^$]*\$)", re.DOTALL)   # code, links and formulas
@@ -235,6 +237,13 @@ def _prose(text: str, stem: str, links: Mapping[str, str]) -> str:
     return text.replace("](index.ipynb)", "](../index.md)").replace("](../nbs/", "](")
 
 
+def _shown(output: dict) -> dict:
+    """An output, in which links to files beside a page that is shown are none: there is no such file here."""
+    if "text/html" not in output.get("data", {}): return output
+    page = re.sub(r'(<a[^>]*?)\shref="(?!\w+:|#)[^"]*"', r"", "".join(output["data"]["text/html"]))
+    return {**output, "data": {**output["data"], "text/html": page}}
+
+# %% ../../nbs/64_site.ipynb #notebook-page
 def notebook_page(
     path: Path,  # a notebook
     links: Mapping[str, str],  # as `name_links` gives them
@@ -245,6 +254,7 @@ def notebook_page(
         source, tags = "".join(cell["source"]), set(cell["metadata"].get("tags", []))
         if cell["cell_type"] == "code":
             source = re.sub(r"^#\|.*\n?", "", source, flags=re.MULTILINE).strip("\n")
+            cell = {**cell, "outputs": [_shown(output) for output in cell["outputs"]]}
             if folded and source.count("\n") >= TALL: tags.add("hide-input")
         if "hide" not in tags and (source or cell.get("outputs")):
             shown = source if cell["cell_type"] == "code" else _prose(source, path.stem, links)
@@ -262,7 +272,8 @@ def alternatives(
             if picture := output.get("data", {}).get("image/png"):
                 text = output["metadata"].get("image/png", {}).get("alt", "")
                 if not text.removeprefix("Figure.").strip():
-                    raise ValueError(f"{path.name}, cell {cell['id']!r} shows a figure without an alternative text: `use_style` gives one")
+                    raise ValueError(f"{path.name}, cell {cell['id']!r} shows a figure without an alternative text: "
+                                     "`use_style` gives one")
                 words[hashlib.sha256(base64.b64decode("".join(picture))).hexdigest()] = text
     return words
 
@@ -294,6 +305,7 @@ def _contents(caption: str, pages: Sequence[str]) -> str:
 def _first_sentence(node: ast.stmt, remark: str) -> str:
     """What a name is, in one sentence."""
     text = ast.get_docstring(node) if isinstance(node, (*FUNCTIONS, ast.ClassDef)) else remark
+    if not text and isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value: text = f"`{ast.unparse(node.value)[:60]}`"
     return as_text(" ".join((text or "").split("\n\n")[0].split())).replace("|", "\\|")
 
 
@@ -346,12 +358,15 @@ def write_sources(
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"): pages[Path(name)] = (CHECKOUT / name).read_text(encoding="utf-8")
     for module, names in modules.items():
         pages[Path("api", f"{module}.md")] = module_page(module, names, made.get(module))
-    for path in sources:
-        if path.stem != "index": pages[Path("nbs", path.name)] = json.dumps(notebook_page(path, links), ensure_ascii=False)
+    for path, source in sources.items():
+        own = {name: f"daedalus.{source}.{name}" for name in modules.get(source or "", ())}
+        if path.stem != "index":
+            pages[Path("nbs", path.name)] = json.dumps(notebook_page(path, links | own), ensure_ascii=False)
     _write_pages(pages, folder)
     shutil.copytree(CHECKOUT / "paper", folder / "paper", dirs_exist_ok=True, ignore=lambda place, names: [
         name for name in names if not (name in ("figures", "paper.pdf") or name.endswith(".png"))])
-    shutil.copytree(data_dir() / "pages", folder / "data" / "pages", dirs_exist_ok=True)
+    (folder / "data" / "pages").mkdir(parents=True, exist_ok=True)
+    for name in ("site.css", "colab.svg"): shutil.copy2(data_dir() / "pages" / name, folder / "data" / "pages")
 
 # %% ../../nbs/64_site.ipynb #sphinx
 def _write_formula(
@@ -395,7 +410,8 @@ SETTINGS: dict[str, Any] = {
     "myst_enable_extensions": ["dollarmath", "fieldlist", "attrs_block"], "myst_dmath_double_inline": True,
     "nb_execution_mode": "off", "nb_ipywidgets_js": {}, "nb_merge_streams": True, "nb_code_prompt_show": "Show the code",
     "nb_code_prompt_hide": "Hide the code", "html_static_path": ["data/pages"], "html_css_files": ["site.css"],
-    "html_show_sourcelink": False, "html_copy_source": False, "html_show_search_summary": False, "html_show_copyright": False,
+    "html_show_sourcelink": False, "html_domain_indices": False, "html_copy_source": False,
+    "html_show_search_summary": False, "html_show_copyright": False,
     "add_module_names": False, "python_maximum_signature_line_length": 88, "python_use_unqualified_type_names": True,
     "suppress_warnings": ["ref.python"],  # a type that two modules name
 }
@@ -414,7 +430,8 @@ def build_site(
     try:
         from sphinx.application import Sphinx
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"the documentation needs {error.name}: {install_hint('sphinx', 'docs')}", name=error.name) from None
+        hint = install_hint("sphinx", "docs")
+        raise ModuleNotFoundError(f"the documentation needs {error.name}: {hint}", name=error.name) from None
     output, work = output or build_dir() / "site", work or build_dir() / "docs"
     words = {picture: text for path in notebooks() for picture, text in alternatives(path).items()}
     write_sources(work / "pages")
