@@ -270,3 +270,10 @@ def test_make_sets_up_what_the_site_needs():
     text = (paths.CHECKOUT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"^docs: \$\(READS\) ## ", text, re.MULTILINE) and ".venv/.reads: EXTRAS := docs\n" in text
     assert NOTEBOOKS.is_dir() and "build/" in (paths.CHECKOUT / ".gitignore").read_text().split()
+
+
+def test_what_an_output_shows_of_another_page_is_no_link_to_a_file_beside_it():
+    page = "<a href='a.json'>a</a> <a class=\"b\" href=\"b.csv\">b</a> <a href='https://c.d'>c</a> <a href=\"#e\">e</a>"
+    shown = site._shown({"data": {"text/html": [page], "text/plain": "x"}})["data"]
+    assert shown == {"text/html": "<a>a</a> <a class=\"b\">b</a> <a href='https://c.d'>c</a> <a href=\"#e\">e</a>", "text/plain": "x"}
+    assert site._shown({"output_type": "stream", "text": page}) == {"output_type": "stream", "text": page}

@@ -240,7 +240,7 @@ def _prose(text: str, stem: str, links: Mapping[str, str]) -> str:
 def _shown(output: dict) -> dict:
     """An output, in which links to files beside a page that is shown are none: there is no such file here."""
     if "text/html" not in output.get("data", {}): return output
-    page = re.sub(r'(<a[^>]*?)\shref="(?!\w+:|#)[^"]*"', r"", "".join(output["data"]["text/html"]))
+    page = re.sub(r"(<a\b[^>]*?)\shref=(['\"])(?!\w+:|#).*?\2", r"\1", "".join(output["data"]["text/html"]))
     return {**output, "data": {**output["data"], "text/html": page}}
 
 # %% ../../nbs/64_site.ipynb #notebook-page
