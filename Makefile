@@ -6,12 +6,13 @@ JOBS ?=
 BIN := .venv/bin
 REPRODUCE = $(BIN)/daedalus reproduce $(if $(JOBS),--jobs $(JOBS))
 READY := .venv/.ready
-# What `make quick` needs is part of what all others need.
+# What `make quick` and `make docs` need is part of what all others need.
 PLAYS := $(if $(wildcard $(READY)),$(READY),.venv/.plays)
+READS := $(if $(wildcard $(READY)),$(READY),.venv/.reads)
 TREE := $(BIN)/python -c 'from daedalus.pipeline.reproduce import tree_hash; print(tree_hash())'
 SHIPPED := $(BIN)/python -c 'from daedalus.training.train import SHIPPED; print(SHIPPED)'
 
-.PHONY: help quick reproduce figures verify test train pretrained rivals teacher search ablations grpo leaderboard serve space harnesses export bench clean
+.PHONY: help quick reproduce figures verify test train pretrained rivals teacher search ablations grpo leaderboard docs serve space harnesses export bench clean
 
 help: ## list the targets (the default)
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -70,6 +71,9 @@ leaderboard: $(READY) ## make the committed table of models again: asks the trai
 	$(BIN)/daedalus leaderboard --output data/leaderboard
 	$(BIN)/daedalus reproduce --profile paper --keep-outputs --only 94_leaderboard --force
 
+docs: $(READS) ## the documentation as pages, from the committed outputs and the docstrings, into build/site, in minutes
+	@$(BIN)/python -c 'from daedalus.pipeline.site import build_site; print(build_site())'
+
 serve: $(READY) ## the market, the designer and the arena at http://127.0.0.1:7860; Ctrl-C ends it
 	$(BIN)/daedalus serve
 
@@ -97,9 +101,10 @@ clean: ## remove what was built, .venv included
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find daedalus tests nbs -name __pycache__ -prune -exec rm -rf {} +
 
-$(READY): EXTRAS := search,data,train,serve,notebooks,dev
+$(READY): EXTRAS := search,data,train,serve,notebooks,docs,dev
 .venv/.plays: EXTRAS := designer,notebooks
-$(READY) .venv/.plays: settings.ini setup.py constraints.txt
+.venv/.reads: EXTRAS := docs
+$(READY) .venv/.plays .venv/.reads: settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "DAEDALUS needs Python 3.11 or newer: try make PYTHON=python3.11"; exit 1; }
 	@echo "Setting up .venv: this downloads the packages, once."

@@ -436,6 +436,42 @@ def test_an_installed_copy_plays_and_reads_the_committed_results(installed):
     assert told.startswith(f"False {search.best_fixed().auction_type} build elsewhere")
 
 
+CORE_ALONE = "torch transformers openai optuna cma joblib gradio fastapi papermill nbdev IPython"   # of the extras, none
+
+
+def test_an_installed_copy_of_the_core_makes_the_table_of_models_again(installed):
+    told = installed("leaderboard", "--replay", without=CORE_ALONE)
+    assert "written: build/leaderboard/leaderboard.json, " in told and "trained" in told
+
+
+@pytest.mark.slow
+def test_an_installed_copy_of_the_core_advises_in_money_and_says_what_the_rest_needs(installed):
+    told = installed("design", "--bidders", "6", "--procurement", "--low", "80", "--high", "120", "--currency", "EUR", "--draws", "16",
+                     "--report", "report.html", without=CORE_ALONE)
+    assert "EUR a unit" in told and "written: report.html" in told
+    assert "was not asked: a language model needs torch: pip install 'daedalus-mechanisms[designer]'." in told
+
+
+@pytest.mark.slow
+def test_the_first_cell_in_colab_installs_the_wheel_that_lies_beside_it(wheel, tmp_path):
+    cells = json.loads((paths.CHECKOUT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    first = next(cell for cell in cells if cell["cell_type"] == "code")
+    assert first["id"] == "colab"
+    code = paths.write_text(tmp_path / "here" / "cell.py", "".join(first["source"]))
+    shutil.copy(wheel, code.parent)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("DAEDALUS_", "PYTHON", "PIP_"))}
+    alone = environment | {"PIP_NO_DEPS": "1", "PIP_NO_INDEX": "1"}   # from this file and from nowhere else
+    for time in ("it is installed", "it is there"):
+        done = subprocess.run([python, "cell.py"], cwd=code.parent, env=alone, capture_output=True, text=True)
+        assert done.returncode == 0, (time, done.stderr)
+        for file in code.parent.glob("*.whl"): file.unlink()
+    told = subprocess.run([python, "-c", "import importlib.util as u; print(u.find_spec('daedalus').origin)"], cwd=code.parent,
+                          env=environment, capture_output=True, text=True, check=True).stdout
+    assert Path(told.strip()).is_relative_to(tmp_path / "venv")
+
+
 def test_an_installed_copy_writes_into_the_working_folder(installed):
     told = installed(code="from daedalus.paths import figures_dir\nfrom daedalus.results import write_result, read_result\n"
                           "path = write_result('table', 3, {'seed': 0})\n"

@@ -93,7 +93,8 @@ def test_the_address_of_the_project_stands_in_one_place():
     address = SETTINGS["DEFAULT"]["repository"]
     assert paths.repository() == address and not address.endswith("/")
     assert f"git clone {address} " in README and f"git+{address}" in README
-    assert f'"git+{address}"' in CELLS["colab"], "write the address of settings.ini into the cell `colab` of index too"
+    wheel = f"{address}/releases/latest/download/daedalus_mechanisms-{SETTINGS['DEFAULT']['version']}-py3-none-any.whl"
+    assert f'"{wheel}"' in CELLS["colab"], "write the address and the version of settings.ini into the cell `colab` of index too"
 
 
 def test_an_installed_copy_knows_the_address_from_its_metadata(tmp_path, monkeypatch):

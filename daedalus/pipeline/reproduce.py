@@ -743,7 +743,7 @@ def make_readme(
                 parts.append(f"```python\n{code}\n```")
             for output in filter(_text, cell.outputs):
                 markdown = "text/markdown" in output.get("data", {})
-                parts.append(_text(output) if markdown else f"```text\n{_text(output)}\n```")
+                parts.append(_text(output).replace("](../", "](") if markdown else f"```text\n{_text(output)}\n```")
     return write_text(readme, "\n\n".join(part.strip() for part in parts) + "\n")
 
 # %% ../../nbs/60_reproduce.ipynb #printed-export
