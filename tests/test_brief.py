@@ -397,7 +397,7 @@ def test_the_page_names_what_is_rewarded():
     assert "mean over rounds of welfare x revenue^2" in render(sold) and "mean over rounds of W F P S" in render(plain)
     assert sold.sides[0].mean_reward == dd.simulate(dd.INFORMED_GREEDY, PEOPLE[1], 0, 1, objective=wanted).reward[0, 0]
     assert "R = W × F × P × S, each" in _about({}) and "R = welfare x revenue^2, each" in _about({}, wanted)
-    assert "<i>revenue</i>" in _about({}, wanted) and "<i>revenue</i>" not in _about({})
+    assert _about({}, wanted).count("<i>revenue</i>") == _about({}).count("<i>revenue</i>") + 1   # that a brief may ask for it, too
 
 
 @pytest.mark.parametrize("command", ["inference", "search", "serve"])

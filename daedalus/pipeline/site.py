@@ -429,6 +429,7 @@ def build_site(
     """
     try:
         from sphinx.application import Sphinx
+        from sphinx.util.docutils import docutils_namespace
     except ModuleNotFoundError as error:
         hint = install_hint("sphinx", "docs")
         raise ModuleNotFoundError(f"the documentation needs {error.name}: {hint}", name=error.name) from None
@@ -436,9 +437,9 @@ def build_site(
     words = {picture: text for path in notebooks() for picture, text in alternatives(path).items()}
     write_sources(work / "pages")
     faults = io.StringIO()
-    app = Sphinx(work / "pages", None, output, work / "trees", "html", {**SETTINGS, "alternatives": words}, status=None,
-                 warning=faults, parallel=jobs or min(os.cpu_count() or 1, 4))
-    app.build()
+    with docutils_namespace():   # another build in this process begins anew
+        Sphinx(work / "pages", None, output, work / "trees", "html", {**SETTINGS, "alternatives": words}, status=None,
+               warning=faults, parallel=jobs or min(os.cpu_count() or 1, 4)).build()
     if lines := [line for line in faults.getvalue().splitlines() if line.strip()]:
         raise ValueError("the documentation has faults:\n" + "\n".join(lines))
     return output / "index.html"

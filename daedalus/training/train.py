@@ -886,18 +886,17 @@ def _hand_over(
     folders: dict[str, Path],  # by stage: of the phase that completes it
     work: Path,
     output: Path,
-) -> dict:  # the record
-    """Choose a stage, export it, and write the record and the history."""
+) -> dict:  # the rest of the record as well
+    """Choose a stage, export it, and write the history."""
     seed, episodes, phases = so_far["seed"], so_far["episodes"], so_far["phases"]
     valued = {stage: _validated(chosen, seed, folder, 2 * episodes) for stage, folder in folders.items()}
     shipped = max(valued, key=lambda stage: valued[stage]["mean"])
-    record = so_far | {"teacher": _teacher_report(chosen, seed, work, episodes), "validation": valued, "shipped": shipped,
-                     "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
+    told = {"teacher": _teacher_report(chosen, seed, work, episodes), "validation": valued, "shipped": shipped,
+            "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
     _export(chosen, seed, folders[shipped], output, so_far["reports"])
     write_text(output / "training_history.csv", history_table(phases).to_csv(index=False, float_format="%.6g"))
     write_text(output / "training_history.json", json.dumps([[run["kind"], run["history"]] for run in phases]) + "\n")
-    write_text(work / "record.json", json.dumps(record) + "\n")
-    return record
+    return so_far | told
 
 # %% ../../nbs/35_train.ipynb #train
 def train(
@@ -927,8 +926,10 @@ def train(
             if stage := stage_name(chosen, number):
                 folders[stage] = folder
                 reports[stage] = {"rounds": rounds, **made_once(partial(_report, chosen, seed, folder, episodes))}
-        so_far = {"profile": name, "seed": seed, "episodes": episodes, "phases": phases, "reports": reports}
-        return made_once(lambda: _hand_over(chosen, so_far, folders, work, output))
+        so_far = {"seed": seed, "episodes": episodes, "phases": phases, "reports": reports}
+        record = {"profile": name} | made_once(lambda: _hand_over(chosen, so_far, folders, work, output))
+        if first_process(): write_text(work / "record.json", json.dumps(record) + "\n")
+    return record
 
 # %% ../../nbs/35_train.ipynb #train-further
 def train_further(
