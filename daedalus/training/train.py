@@ -891,12 +891,12 @@ def _hand_over(
     seed, episodes, phases = so_far["seed"], so_far["episodes"], so_far["phases"]
     valued = {stage: _validated(chosen, seed, folder, 2 * episodes) for stage, folder in folders.items()}
     shipped = max(valued, key=lambda stage: valued[stage]["mean"])
-    told = {"teacher": _teacher_report(chosen, seed, work, episodes), "validation": valued, "shipped": shipped,
+    rest = {"teacher": _teacher_report(chosen, seed, work, episodes), "validation": valued, "shipped": shipped,
             "provenance": provenance({"seed": seed, "profile": chosen.model_dump(mode="json")})}
     _export(chosen, seed, folders[shipped], output, so_far["reports"])
     write_text(output / "training_history.csv", history_table(phases).to_csv(index=False, float_format="%.6g"))
     write_text(output / "training_history.json", json.dumps([[run["kind"], run["history"]] for run in phases]) + "\n")
-    return so_far | told
+    return so_far | rest
 
 # %% ../../nbs/35_train.ipynb #train
 def train(
