@@ -808,10 +808,10 @@ def _wire(
     """Connect the controls to what they do."""
     does, choice = _Page(gr, ui, designers, objective), list(ui.choice.values())
     quiet = dict(show_progress="hidden", api_visibility="private")
-    everything = [ui.place, ui.wish, ui.episode, ui.view, ui.away, ui.cost, ui.fault, ui.message, ui.auto, ui.timer,
-                  ui.panel, ui.reveal, *choice]
+    # An answer leaves alone what a visitor may be typing into: it would take it back. A link alone sets the choice.
+    shown = [ui.place, ui.episode, ui.view, ui.away, ui.cost, ui.fault, ui.message, ui.auto, ui.timer, ui.panel]
 
-    def on(trigger, act, inputs, outputs=everything, **more):
+    def on(trigger, act, inputs, outputs=shown, **more):
         return trigger(_answering(act, does), inputs, outputs, **quiet, **more)
 
     ui.step.click(None, None, ui.message, js=WORK, **quiet)
@@ -830,7 +830,7 @@ def _wire(
             None, choice, ui.wish, js=WISH, **quiet)
     on(ui.wish.change, does.opened, [ui.place, *choice])
     ui.episode.change(None, cancels=steps, **quiet)
-    on(page.load, does.arrive, [ui.place], js=QUERY)
+    on(page.load, does.arrive, [ui.place], [*shown, ui.wish, ui.reveal, *choice], js=QUERY)
 
 # %% ../../nbs/55_arena.ipynb #links
 def project_links() -> dict[str, str]:
