@@ -10,7 +10,6 @@ import os
 import re
 import runpy
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -21,26 +20,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import uvicorn
 import yaml
 from openenv.cli.__main__ import app as openenv_cli
 from openenv.cli._cli_utils import validate_env_structure
 from openenv.cli.commands import push
-from openenv.validation.graders.runtime import basic
 from openenv.validation.runner import run_validation
-from openenv.validation.types import ProviderCapability
-from shared import PATIENCE, until
+from test_serve import Here, patient, serving  # noqa: F401  patient is a fixture
 from typer.testing import CliRunner
 
 import daedalus as dd
 from daedalus.designers.chat_server import ChatServer, DesignerChat
 from daedalus.designers.endpoint import PromptDesigner
 from daedalus.paths import CHECKOUT
-from daedalus.serving.connections import settings
 from daedalus.serving.harnesses import AskedModel, Episode, WireChat, environment, episodes_of, mean_scores, played
 from daedalus.serving.openenv import DaedalusAction, DaedalusEnvClient, DaedalusOpenEnv, ResetOptions, best_known, share_of
-from daedalus.serving.serve import create_app
-from daedalus.serving.sessions import LIMITS
 
 SPACE = CHECKOUT / "space"
 MANIFEST = yaml.safe_load((SPACE / "openenv.yaml").read_text(encoding="utf-8"))
@@ -52,16 +45,8 @@ MARKET_COLUMNS = ["welfare", "fairness", "participation", "stability", "reward",
 @pytest.fixture(scope="module")
 def address():
     """The address of the service, on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        runner = uvicorn.Server(uvicorn.Config(create_app(LIMITS, lambda: dd.designer("greedy"), page=False), **settings(LIMITS)))
-        thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            until(lambda: runner.started)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            runner.should_exit = True
-            thread.join()
+    with serving(load=lambda: dd.designer("greedy")) as server:
+        yield server.url
 
 
 @contextlib.contextmanager
@@ -195,38 +180,8 @@ def test_the_folder_validates():
     assert report["verdict"] == "pass" and [result["status"] for result in report["results"]] == ["pass"]
 
 
-class Here:
-    """Runs the validator's subject as a server on this machine, in place of a container."""
-
-    name, capabilities, supported_network_modes = "here", {ProviderCapability.IMAGE_BUILD}, {"public"}
-
-    def __init__(self, address: str):
-        self.base_url = address
-
-    def build(self, root, execution) -> str:
-        """Nothing needs to be built."""
-        assert (root / execution.dockerfile).is_file()
-        return "sha256:" + "0" * 64
-
-    def start(self, spec) -> "Here":
-        """It runs."""
-        return self
-
-    def inspect(self) -> dict:
-        """Nothing to see."""
-        return {}
-
-    def logs(self, max_bytes: int = 65536) -> str:
-        """No logs."""
-        return ""
-
-    def stop(self) -> None:
-        """It runs on."""
-
-
-def test_every_check_that_the_release_has_passes_on_the_folder(address, monkeypatch):
-    run = subprocess.run   # the validator grants its own process five seconds, which a busy machine may not
-    monkeypatch.setattr(basic.subprocess, "run", lambda *words, **options: run(*words, **options | {"timeout": PATIENCE}))
+@pytest.mark.usefixtures("patient")
+def test_every_check_that_the_release_has_passes_on_the_folder(address):
     results = {result.check_id: result for result in run_validation(SPACE, provider=Here(address)).results}
     passed = {name for name, result in results.items() if result.status.value == "pass"}
     assert passed == {"static.manifest", "runtime.startup", "runtime.reward_well_formed", "runtime.observation_schema",

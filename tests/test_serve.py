@@ -265,9 +265,14 @@ class Here:
         """It runs on."""
 
 
-def test_the_folder_validates_and_only_what_nobody_can_check_is_skipped(server, monkeypatch):
-    run = subprocess.run   # the validator grants its own process five seconds, which a busy machine may not
+@pytest.fixture
+def patient(monkeypatch):
+    """The validator grants its own process five seconds, which a busy machine may not."""
+    run = subprocess.run
     monkeypatch.setattr(basic.subprocess, "run", lambda *words, **options: run(*words, **options | {"timeout": PATIENCE}))
+
+
+def test_the_folder_validates_and_only_what_nobody_can_check_is_skipped(server, patient):
     report = run_validation(CHECKOUT, provider=Here(server.url))
     results = {result.check_id: result for result in report.results}
     passed = {name for name, result in results.items() if result.status.value == "pass"}
